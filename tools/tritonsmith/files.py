@@ -1,0 +1,55 @@
+"""Writing files so that a kill at any moment leaves what was there before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tritonsmith.errors import RepositoryError, UsageError
+
+
+@contextmanager
+def staging_folder(beside: Path) -> Iterator[Path]:
+    """A fresh hidden folder on the same file system as `beside`; gone when the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{beside.name}.", suffix=".staging", dir=existing_parent(beside)))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def existing_parent(path: Path) -> Path:
+    """The folder that will hold `path`; it is made where its own parent may be written."""
+    parent = path.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RepositoryError(f"cannot write in {parent}", found=error.strerror or error) from error
+    if not os.access(parent, os.W_OK):
+        raise RepositoryError(f"cannot write in {parent}", found="no permission")
+    return parent
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to a temporary sibling, flush it to disk, and rename it over `path`."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=existing_parent(path))
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # mkstemp gives 0600; a server may run as another user
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def refuse_overwrite(path: Path, *, force: bool) -> None:
+    """Raise UsageError where `path` exists and `force` is not given."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", fix="name another path, or add --force to replace it")

@@ -1,0 +1,116 @@
+"""Samples in .npz files: one array per input name, samples on the first axis, labels under `target`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonsmith import dtypes
+from tritonsmith.artifact import BATCH_AXIS, TensorSpec, sha256_of
+from tritonsmith.errors import SamplesError
+
+TARGET = "target"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Arrays by input name, each `[samples, ...]`, and the labels `[samples, ...]` if there are any."""
+
+    path: Path
+    sha256: str
+    arrays: Mapping[str, NDArray[Any]]
+    target: NDArray[Any] | None
+
+    @property
+    def count(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+def load_samples(
+    path: Path, inputs: tuple[TensorSpec, ...], *, batched: bool = True, need_target: bool = False
+) -> Samples:
+    """Read an .npz and hold it against a signature.
+
+    Where the model has no batch axis (`batched` False), the first axis still counts samples and the
+    rest is the whole input. Strings are `S` or `U` arrays: nothing is unpickled.
+
+    Raises:
+        SamplesError: for a file that is no .npz, a missing, extra or misshapen array, another kind
+            of number, NaN or infinity, no samples, unequal counts, or labels that are needed and absent.
+    """
+    arrays = _read_npz(path)
+    target = arrays.pop(TARGET, None) if TARGET not in {spec.name for spec in inputs} else None
+    names = [spec.name for spec in inputs]
+    if missing := [name for name in names if name not in arrays]:
+        raise SamplesError(
+            f"{path} lacks an array for {_quoted(missing)}", found=sorted(arrays), expected=names
+        )
+    if extra := [name for name in arrays if name not in names]:
+        raise SamplesError(f"{path} has an array that no input takes: {_quoted(extra)}", expected=names)
+    fitted = {spec.name: _fit(path, spec, arrays[spec.name], batched=batched) for spec in inputs}
+    counts = {name: len(array) for name, array in fitted.items()}
+    if target is not None:
+        counts[TARGET] = len(target) if target.ndim else 0
+    if len(set(counts.values())) > 1:
+        raise SamplesError(
+            f"{path} has arrays of unequal length", found=counts, expected="one row per sample"
+        )
+    if need_target and target is None:
+        raise SamplesError(f"{path} has no labels", expected=f"an array named {TARGET!r}")
+    return Samples(path=path, sha256=sha256_of(path), arrays=fitted, target=target)
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise SamplesError(f"{path} is no file", expected="an .npz of samples")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise SamplesError(f"{path} is a single array", expected="an .npz with one array per input")
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+        raise SamplesError(
+            f"{path} cannot be read as .npz", found=error, expected="arrays of numbers or of S/U strings"
+        ) from error
+
+
+def _fit(path: Path, spec: TensorSpec, array: NDArray[Any], *, batched: bool) -> NDArray[Any]:
+    """The array in the data type of `spec`, if its shape and kind of number fit."""
+    expected = spec.shape if batched else (BATCH_AXIS, *spec.shape)
+    shape_fits = array.ndim == len(expected) and all(
+        isinstance(want, str) or want == have for want, have in zip(expected, array.shape, strict=True)
+    )
+    if not shape_fits:
+        raise SamplesError(
+            f"{path}: array {spec.name!r} does not fit the model's input",
+            found=f"{array.dtype} of shape {list(array.shape)}",
+            expected=f"{spec.dtype} of shape [{', '.join(map(str, expected))}]",
+        )
+    if len(array) == 0:
+        raise SamplesError(f"{path}: array {spec.name!r} has no samples", expected="at least one")
+    if spec.dtype == "string":
+        if array.dtype.kind not in "SU":
+            raise SamplesError(f"{path}: array {spec.name!r} is {array.dtype}", expected="strings (S or U)")
+        return (
+            np.char.encode(array, "utf-8").astype(object) if array.dtype.kind == "U" else array.astype(object)
+        )
+    wanted = dtypes.BY_NAME[spec.dtype].numpy
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise SamplesError(f"{path}: array {spec.name!r} holds NaN or infinity", expected="finite numbers")
+    if array.dtype == wanted:
+        return array
+    exact = array.dtype.kind in "iub" and wanted.kind in "iu" and np.array_equal(array.astype(wanted), array)
+    floats = wanted.kind in "fV" and array.dtype.kind in "f"
+    if not (exact or floats):
+        raise SamplesError(f"{path}: array {spec.name!r} is {array.dtype}", expected=spec.dtype)
+    return array.astype(wanted)
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names)
