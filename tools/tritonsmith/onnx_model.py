@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from tritonsmith import dtypes
-from tritonsmith.artifact import BATCH_AXIS, TensorSpec
+from tritonsmith.artifact import BATCH_AXIS, TensorSpec, sha256_of
 from tritonsmith.errors import SourceError
 
 # protobuf cannot serialize a message of 2 GiB; stay clear of it.
@@ -67,6 +68,15 @@ def model_files(path: Path) -> tuple[Path, ...]:
 def model_bytes(path: Path) -> int:
     """Bytes on disk of the model with its external data."""
     return sum(file.stat().st_size for file in model_files(path))
+
+
+def model_sha256(path: Path) -> str:
+    """The SHA-256 of the file; with external data, of the names and SHA-256s of all its files."""
+    files = model_files(path)
+    if len(files) == 1:
+        return sha256_of(path)
+    lines = "".join(f"{file.name} {sha256_of(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def signature_of(model: onnx.ModelProto) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -1,0 +1,101 @@
+"""What a graph needs before it is quantized: an opset new enough, BatchNorm folded, types inferred."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import version_converter
+
+from tritonsmith import onnx_model
+from tritonsmith.errors import CompressionError
+
+PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
+# onnxruntime.quantization looks for this mark and asks for its own pre-processing without it.
+PREPARED_MARK = ("onnx.quant.pre_process", "onnxruntime.quant")
+
+
+def prepare_graph(path: Path, folder: Path) -> Path:
+    """Write the model at `path`, ready to be quantized, into `folder`, and return that file.
+
+    ONNX Runtime's basic optimisations fold constants and BatchNormalization; none of them ties the
+    graph to this machine. Weights lie in a file of their own, whatever their size.
+
+    Raises:
+        CompressionError: the opset cannot be raised to 13, or ONNX Runtime refuses the model.
+    """
+    raised = _raise_opset(path, folder / "raised.onnx")
+    optimized = _optimize(raised, folder / "optimized.onnx")
+    inferred = folder / "prepared.onnx"
+    try:
+        onnx.shape_inference.infer_shapes_path(str(optimized), str(inferred), strict_mode=False)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        raise CompressionError(f"the types in {path.name} cannot be inferred", found=error) from error
+    model = onnx_model.load_model(inferred, with_weights=False)
+    _name_nodes(model.graph)
+    key, value = PREPARED_MARK
+    onnx.helper.set_model_props(
+        model, {entry.key: entry.value for entry in model.metadata_props} | {key: value}
+    )
+    onnx.save(model, str(inferred))
+    return inferred
+
+
+def strip_mark(model: onnx.ModelProto) -> None:
+    """Remove what `prepare_graph` and onnxruntime.quantization wrote for each other's eyes."""
+    notes = {
+        entry.key: entry.value
+        for entry in model.metadata_props
+        if not entry.key.startswith(("onnx.quant.", "onnx.infer"))
+    }
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, notes)
+
+
+def _raise_opset(path: Path, out: Path) -> Path:
+    opset = onnx_model.opset_of(onnx_model.load_model(path, with_weights=False))
+    if opset >= PER_CHANNEL_OPSET:
+        return path
+    try:
+        model = version_converter.convert_version(onnx_model.load_model(path), PER_CHANNEL_OPSET)
+    except (RuntimeError, ValueError) as error:
+        raise CompressionError(
+            f"{path.name} is of an opset too old for per-channel quantization, and cannot be raised",
+            found=f"opset {opset}: {str(error).strip().splitlines()[0]}",
+            expected=f"opset {PER_CHANNEL_OPSET} or newer",
+            fix="export the model again with a newer opset",
+        ) from error
+    onnx_model.save_model(model, out)
+    return out
+
+
+def _optimize(path: Path, out: Path) -> Path:
+    import onnxruntime
+
+    from tritonsmith.engines.onnxruntime import ERRORS_ONLY, PROVIDERS, engine_errors, reason_of
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(out)
+    data = "session.optimized_model_external_initializers_file_name"
+    options.add_session_config_entry(data, out.name + onnx_model.DATA_SUFFIX)
+    try:
+        onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+    except engine_errors() as error:
+        raise CompressionError(f"ONNX Runtime refuses {path}", found=reason_of(error)) from error
+    return out
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own; quantization tells them apart by it."""
+    taken = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in seen:
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)

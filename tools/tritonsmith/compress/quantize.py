@@ -1,0 +1,304 @@
+"""INT8: static with calibration data, dynamic without, both through onnxruntime.quantization.
+
+Two dialects of static QDQ, for what ONNX Runtime's CPU kernels and OpenVINO each run in INT8. Both take
+asymmetric 8-bit activations and symmetric INT8 weights per channel; weights are stored as INT8 behind a
+DequantizeLinear, so that the file shrinks.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from tritonsmith import onnx_model
+from tritonsmith.artifact import Artifact, Json
+from tritonsmith.compress import step
+from tritonsmith.compress.audit import Audit, audit_int8
+from tritonsmith.compress.calibration import check_calibration, chunks
+from tritonsmith.compress.prepare import prepare_graph, strip_mark
+from tritonsmith.errors import CompressionError, UsageError
+from tritonsmith.files import staging_folder
+from tritonsmith.samples import Samples
+
+WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Softmax, Sigmoid and normalisations stay in floating point: they are cheap, and 8 bits hurt them.
+QUANTIZED_OPS = (
+    *sorted(WEIGHTED_OPS),
+    *("Add", "AveragePool", "Clip", "Concat", "Flatten", "Gather", "GlobalAveragePool", "LeakyRelu"),
+    *("MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+)
+RECURRENT_OPS = frozenset({"GRU", "LSTM", "RNN"})
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+ARM = frozenset({"aarch64", "arm64"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """What INT8 arithmetic this machine has, and the ranges that keep it from saturating."""
+
+    machine: str
+    vnni: bool
+    activations: str  # "uint8" (asymmetric) or "int8" (symmetric)
+    reduce_range: bool  # weights of 7 bits: without VNNI, sums of products of 8 bits saturate
+
+    def options(self) -> dict[str, Json]:
+        return {
+            "machine": self.machine,
+            "vnni": self.vnni,
+            "activations": self.activations,
+            "weights": "int8 per channel",
+            "reduce_range": self.reduce_range,
+        }
+
+
+def detect_arithmetic(cpuinfo: Path = Path("/proc/cpuinfo")) -> Arithmetic:
+    """Read the processor's flags; a machine that shows none counts as one without VNNI."""
+    machine = platform.machine()
+    arm = machine in ARM
+    flags: set[str] = set()
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
+    vnni = bool(flags & VNNI_FLAGS)
+    return Arithmetic(
+        machine=machine,
+        vnni=vnni,
+        activations="int8" if arm else "uint8",
+        reduce_range=not (vnni or arm),
+    )
+
+
+def default_int8_method(artifact: Artifact) -> str:
+    """ "dynamic" for transformers and recurrent nets, "static" for everything else.
+
+    A transformer is a graph without convolutions that multiplies two activations (attention) or
+    normalises layers.
+    """
+    graph = onnx_model.load_model(artifact.path, with_weights=False).graph
+    kinds = {node.op_type for node in graph.node}
+    if kinds & {"Conv", "ConvTranspose"}:
+        return "static"
+    constants = _constants(graph)
+    attention = any(
+        node.op_type == "MatMul" and not constants & set(node.input) for node in graph.node
+    ) or bool(kinds & {"Attention", "MultiHeadAttention"})
+    normalised = "LayerNormalization" in kinds and "MatMul" in kinds
+    return "dynamic" if attention or normalised or kinds & RECURRENT_OPS else "static"
+
+
+def quantize_static(
+    artifact: Artifact,
+    calibration: Samples,
+    out: Path,
+    *,
+    dialect: str = "onnxruntime",
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Quantize weights and activations to INT8 with the ranges seen on the calibration data.
+
+    Memory holds the activations of one chunk of samples at a time.
+
+    Raises:
+        CompressionError: nothing in the graph can be quantized, the opset is too old and cannot be
+            raised, or nothing would run in INT8 on the engine of `dialect`.
+        SamplesError: calibration samples that are all the same.
+        UsageError: no such dialect.
+    """
+    if dialect not in ("onnxruntime", "openvino"):
+        raise UsageError(f"no dialect is named {dialect!r}", expected="onnxruntime or openvino")
+    _refuse_weightless(artifact)
+    check_calibration(calibration, say=say)
+    arithmetic = detect_arithmetic()
+    options: dict[str, Json] = {
+        "dialect": dialect,
+        "format": "QDQ",
+        "ranges": "min-max",
+        "calibration_sha256": calibration.sha256,
+        "calibration_samples": calibration.count,
+        **arithmetic.options(),
+    }
+    work = step.begin("quantize-static", options)
+    with staging_folder(out) as folder:
+        prepared = prepare_graph(artifact.path, folder)
+        say(f"calibrating on {calibration.count} samples of {calibration.path.name}")
+        quantized = folder / "quantized.onnx"
+        _run_static(prepared, quantized, artifact, calibration, arithmetic)
+        model = onnx_model.load_model(quantized)
+        _free_last_outputs(model.graph)
+        strip_mark(model)
+        staged = folder / out.name
+        onnx_model.save_model(model, staged)
+        audit = _audit(staged, artifact, dialect)
+        say(f"INT8: {audit}")
+        return step.finish(work, artifact, staged, out, precision="int8", measured=audit.measured())
+
+
+def quantize_dynamic(
+    artifact: Artifact,
+    out: Path,
+    *,
+    engine: str = "onnxruntime",
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Quantize weights to INT8 per channel; activations are quantized as they come, with no calibration.
+
+    Raises:
+        CompressionError: nothing in the graph can be quantized, or nothing would run in INT8.
+    """
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization import quantize_dynamic as run
+
+    _refuse_weightless(artifact)
+    arithmetic = detect_arithmetic()
+    options: dict[str, Json] = {"engine": engine, "per_channel": True, **arithmetic.options()}
+    work = step.begin("quantize-dynamic", options)
+    with staging_folder(out) as folder:
+        prepared = prepare_graph(artifact.path, folder)
+        quantized = folder / "quantized.onnx"
+        with _named_failures(artifact):
+            run(
+                prepared,
+                quantized,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM", "EmbedLayerNormalization"],
+                per_channel=True,
+                reduce_range=arithmetic.reduce_range,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=True,
+            )
+        model = onnx_model.load_model(quantized)
+        strip_mark(model)
+        staged = folder / out.name
+        onnx_model.save_model(model, staged)
+        audit = _audit(staged, artifact, engine)
+        say(f"INT8: {audit}")
+        return step.finish(work, artifact, staged, out, precision="int8", measured=audit.measured())
+
+
+def _run_static(
+    prepared: Path,
+    quantized: Path,
+    artifact: Artifact,
+    calibration: Samples,
+    arithmetic: Arithmetic,
+) -> None:
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as run
+
+    symmetric = arithmetic.activations == "int8"
+    with _named_failures(artifact):
+        run(
+            prepared,
+            quantized,
+            _Reader(chunks(calibration, batched=artifact.batched)),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(QUANTIZED_OPS),
+            per_channel=True,
+            reduce_range=arithmetic.reduce_range,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": symmetric},
+        )
+
+
+class _Reader:
+    """What onnxruntime.quantization asks for samples: `get_next` until None."""
+
+    def __init__(self, inputs: Iterator[dict[str, NDArray[Any]]]) -> None:
+        self._inputs = inputs
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._inputs, None)
+
+
+@contextmanager
+def _named_failures(artifact: Artifact) -> Iterator[None]:
+    """Whatever the library raises becomes a CompressionError that names the model."""
+    from tritonsmith.engines.onnxruntime import engine_errors, reason_of
+
+    failures: tuple[type[Exception], ...] = (*engine_errors(), AssertionError, AttributeError, KeyError)
+    try:
+        yield
+    except failures as error:
+        raise CompressionError(
+            f"{artifact.path.name} cannot be quantized",
+            found=reason_of(error),
+            fix="build it with --precision fp32 or fp16",
+        ) from error
+
+
+def _refuse_weightless(artifact: Artifact) -> None:
+    graph = onnx_model.load_model(artifact.path, with_weights=False).graph
+    kinds = {node.op_type for node in graph.node}
+    if not kinds & (WEIGHTED_OPS | RECURRENT_OPS):
+        raise CompressionError(
+            f"{artifact.path.name} has nothing that INT8 would help",
+            found=f"operators {', '.join(sorted(kinds))}",
+            expected=f"at least one of {', '.join(sorted(WEIGHTED_OPS | RECURRENT_OPS))}",
+            fix="build it with --precision fp32",
+        )
+
+
+def _free_last_outputs(graph: onnx.GraphProto) -> None:
+    """Let Gemm and MatMul give floats where nothing quantized reads them.
+
+    Both engines run an INT8 product with a float result, and rounding a result once more only costs
+    accuracy: a regression's output would have 256 values.
+    """
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        maker = makers.get(quantize.input[0])
+        if maker is None or maker.op_type not in ("Gemm", "MatMul"):
+            continue
+        pair = readers.get(quantize.output[0], [])
+        if len(readers[quantize.input[0]]) != 1 or [node.op_type for node in pair] != ["DequantizeLinear"]:
+            continue
+        dequantize = pair[0]
+        if any(node.op_type in QUANTIZED_OPS for node in readers.get(dequantize.output[0], [])):
+            continue
+        if quantize.input[0] in outputs:
+            continue
+        maker.output[0] = dequantize.output[0]
+        graph.node.remove(quantize)
+        graph.node.remove(dequantize)
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _audit(staged: Path, artifact: Artifact, engine: str) -> Audit:
+    audit = audit_int8(staged, engine=engine)
+    if audit.int8_ops == 0:
+        raise CompressionError(
+            f"{artifact.path.name} was quantized, but {engine} would run nothing of it in INT8",
+            found=str(audit),
+            fix="build it with --precision fp32 or fp16",
+        )
+    return audit
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Names that hold weights, also behind a Constant, Transpose, Reshape or DequantizeLinear."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        passes = node.op_type in ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
+        if node.op_type == "Constant" or (passes and set(filter(None, node.input)) <= constants):
+            constants |= set(node.output)
+    return constants
