@@ -46,6 +46,7 @@ DATA_TYPES = tuple(
 BY_NAME = {data_type.name: data_type for data_type in DATA_TYPES}
 BY_ONNX = {data_type.onnx: data_type for data_type in DATA_TYPES}
 BY_CONFIG = {data_type.config: data_type for data_type in DATA_TYPES}
+BY_WIRE = {data_type.wire: data_type for data_type in DATA_TYPES}
 
 
 def name_from_numpy(dtype: np.dtype[Any]) -> str | None:

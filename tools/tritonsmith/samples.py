@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from tritonsmith import dtypes
 from tritonsmith.artifact import BATCH_AXIS, TensorSpec, sha256_of
 from tritonsmith.errors import SamplesError
+
+if TYPE_CHECKING:
+    from tritonsmith.client import Signature
 
 TARGET = "target"
 
@@ -64,6 +67,19 @@ def load_samples(
     if need_target and target is None:
         raise SamplesError(f"{path} has no labels", expected=f"an array named {TARGET!r}")
     return Samples(path=path, sha256=sha256_of(path), arrays=fitted, target=target)
+
+
+def specs_from_signature(signature: Signature) -> tuple[TensorSpec, ...]:
+    """The inputs of a served model as the specs that `load_samples` takes."""
+    specs = []
+    for tensor in signature.inputs:
+        axes = [f"{tensor.name}_{index}" if axis < 0 else axis for index, axis in enumerate(tensor.shape)]
+        if signature.max_batch_size > 0:
+            axes[0] = BATCH_AXIS
+        specs.append(
+            TensorSpec(name=tensor.name, dtype=dtypes.BY_WIRE[tensor.datatype].name, shape=tuple(axes))
+        )
+    return tuple(specs)
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,47 @@
+# make help says what there is. Every target sets up what it needs; the first run downloads it.
+PYTHON ?= python3
+# Everything that is installed or built stays inside this folder, whatever the home directory is.
+export TRITONSMITH_CACHE ?= $(CURDIR)/.cache
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+RUN := .venv/bin/python
+
+.PHONY: help demo models serve test check format bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+.venv/.demo: pyproject.toml tools/constraints.txt tools/install.sh
+	@PYTHON='$(PYTHON)' tools/install.sh demo 'keras,report,digits'
+
+.venv/.dev: pyproject.toml tools/constraints.txt tools/install.sh
+	@PYTHON='$(PYTHON)' tools/install.sh dev 'all,digits,minilm,dev'
+
+demo: .venv/.demo ## From a Keras .h5 to a validated, benchmarked Triton service
+	@$(RUN) tools/recipes/digits/demo.py
+
+models: .venv/.dev ## Build the weights of model_repository/
+	@$(RUN) tools/recipes/build.py
+
+serve: models ## Serve model_repository/ until Ctrl-C
+	@$(RUN) -m tritonsmith serve model_repository
+
+test: .venv/.dev ## Run the tests
+	@$(RUN) -m pytest
+
+check: .venv/.dev ## Lint and type-check
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: .venv/.dev ## Format the code
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+bench: .venv/.dev ## Measure again what perf/results/ holds
+	@$(RUN) perf/overhead.py
+
+clean: ## Remove all that was installed or built here
+	rm -rf .venv .cache build .pytest_cache .mypy_cache .ruff_cache

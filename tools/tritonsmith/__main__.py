@@ -1,0 +1,5 @@
+import sys
+
+from tritonsmith.cli import main
+
+sys.exit(main())

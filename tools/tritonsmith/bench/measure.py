@@ -1,0 +1,222 @@
+"""Benchmark one served model: rounds of perf_analyzer over concurrencies, summed up with their spread."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from tritonsmith.artifact import Json
+from tritonsmith.bench import perf_analyzer
+from tritonsmith.bench.machine import describe_machine
+from tritonsmith.client import Client, Signature
+from tritonsmith.console import Say
+from tritonsmith.errors import UsageError
+from tritonsmith.samples import Samples, load_samples, specs_from_signature
+
+# A level whose rounds lie further apart than this is called unstable: perf_analyzer's own default.
+STABILITY = 0.10
+MAX_SAMPLES = 256  # that perf_analyzer cycles through; more only slows its start
+FREE_AXIS = 16  # length of a free axis in random inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What to measure. Time for a level: rounds * 3 windows of `interval_ms`."""
+
+    concurrency: tuple[int, ...] = (1, 2, 4, 8, 16)
+    protocol: str = "grpc"  # or "http"
+    batch_size: int = 1
+    interval_ms: int = 1000
+    rounds: int = 3
+    samples: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """One concurrency: medians over the rounds, in inferences per second and microseconds."""
+
+    concurrency: int
+    throughput_per_s: float
+    throughput_rounds: tuple[float, ...]
+    p50_us: float
+    p90_us: float
+    p95_us: float
+    p99_us: float
+    split_us: Mapping[str, float]  # where the average request spends its time
+    latencies_us: tuple[float, ...]  # raw, all rounds; empty where perf_analyzer cannot keep them
+    unstable: str | None  # why, if the rounds disagree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """What was measured, on what, with which inputs."""
+
+    model: str
+    url: str
+    protocol: str
+    batch_size: int
+    inputs: str
+    inputs_sha256: str | None
+    interval_ms: int
+    rounds: int
+    measured_at: str
+    perf_analyzer: str
+    machine: Mapping[str, Json]
+    levels: tuple[Level, ...]
+
+    def best(self) -> Level:
+        return max(self.levels, key=lambda level: level.throughput_per_s)
+
+
+SPLIT = (
+    "client_send_us",
+    "network_us",
+    "queue_us",
+    "compute_input_us",
+    "compute_infer_us",
+    "compute_output_us",
+    "client_receive_us",
+)
+
+
+def parse_concurrency(text: str) -> tuple[int, ...]:
+    """ "4" is one level; "1:16" doubles from 1 to 16; "2:10:4" counts up in fours.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    wrong = UsageError(f"--concurrency {text}", expected="N, FROM:TO (doubling) or FROM:TO:STEP")
+    try:
+        numbers = [int(part) for part in text.split(":")]
+    except ValueError:
+        raise wrong from None
+    if len(numbers) > 3 or min(numbers) < 1:
+        raise wrong
+    if len(numbers) == 1:
+        return (numbers[0],)
+    first, last = numbers[:2]
+    if last < first:
+        raise wrong
+    if len(numbers) == 3:
+        return tuple(range(first, last + 1, numbers[2]))
+    levels = []
+    while first < last:
+        levels.append(first)
+        first *= 2
+    return (*levels, last)
+
+
+def bench(
+    model: str, url: str, options: BenchOptions = BenchOptions(), *, say: Say = lambda _: None
+) -> BenchResult:
+    """Measure `model` at `url` (host:port of `options.protocol`) at every concurrency.
+
+    The order of the levels turns round after each round, so that a drift of the machine does not favour
+    one of them.
+
+    Raises:
+        BenchError: perf_analyzer failed or measured nothing.
+        ClientError: the server or the model cannot be reached.
+        SamplesError: samples that the model does not take.
+    """
+    analyzer = perf_analyzer.ensure_perf_analyzer(say=say)
+    with Client(url, protocol=options.protocol) as client:
+        signature = client.model(model).signature
+    batched = signature.max_batch_size > 0
+    samples = None
+    if options.samples:
+        samples = load_samples(options.samples, specs_from_signature(signature), batched=batched)
+    runs: dict[int, list[perf_analyzer.Run]] = {level: [] for level in options.concurrency}
+    with tempfile.TemporaryDirectory(prefix="tritonsmith-bench-") as folder:
+        input_data = None
+        if samples:
+            input_data = Path(folder) / "inputs.json"
+            arrays = {name: array[:MAX_SAMPLES] for name, array in samples.arrays.items()}
+            perf_analyzer.write_input_data(arrays, input_data)
+        for index in range(options.rounds):
+            order = options.concurrency if index % 2 == 0 else tuple(reversed(options.concurrency))
+            for concurrency in order:
+                say(f"round {index + 1} of {options.rounds}: {model} at concurrency {concurrency}")
+                load = perf_analyzer.Load(
+                    model=model,
+                    url=url.partition("://")[2] or url,
+                    protocol=options.protocol,
+                    concurrency=concurrency,
+                    batch_size=options.batch_size,
+                    interval_ms=options.interval_ms,
+                    input_data=input_data,
+                    shapes={} if samples else _random_shapes(signature),
+                    keep_samples=_values_per_request(signature, samples) * options.batch_size
+                    <= perf_analyzer.PROFILE_VALUES_PER_REQUEST,
+                )
+                runs[concurrency].append(perf_analyzer.run(analyzer, load))
+    return BenchResult(
+        model=model,
+        url=url,
+        protocol=options.protocol,
+        batch_size=options.batch_size,
+        inputs=f"{min(samples.count, MAX_SAMPLES)} samples of {samples.path.name}" if samples else "random",
+        inputs_sha256=samples.sha256 if samples else None,
+        interval_ms=options.interval_ms,
+        rounds=options.rounds,
+        measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        perf_analyzer=analyzer.origin,
+        machine=describe_machine(),
+        levels=tuple(summarize(level, runs[level]) for level in options.concurrency),
+    )
+
+
+def summarize(concurrency: int, runs: Sequence[perf_analyzer.Run]) -> Level:
+    """Medians over rounds; percentiles come from the raw latencies of all rounds where they were kept."""
+    throughputs = tuple(run.throughput_per_s for run in runs)
+    middle = statistics.median(throughputs)
+    spread = (max(throughputs) - min(throughputs)) / middle
+    latencies = tuple(value for run in runs for value in run.latencies_us)
+    if latencies:
+        p50, p90, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 90, 95, 99)))
+    else:
+        p50, p90, p95, p99 = (
+            statistics.median(getattr(run, name) for run in runs)
+            for name in ("p50_us", "p90_us", "p95_us", "p99_us")
+        )
+    unstable = None
+    if len(runs) > 1 and spread > STABILITY:
+        unstable = f"throughput of the rounds differs by {spread:.0%}"
+    return Level(
+        concurrency=concurrency,
+        throughput_per_s=middle,
+        throughput_rounds=throughputs,
+        p50_us=p50,
+        p90_us=p90,
+        p95_us=p95,
+        p99_us=p99,
+        split_us={name: statistics.median(getattr(run, name) for run in runs) for name in SPLIT},
+        latencies_us=latencies,
+        unstable=unstable,
+    )
+
+
+def _random_shapes(signature: Signature) -> dict[str, tuple[int, ...]]:
+    """perf_analyzer wants a shape, without the batch axis, for every input with a free axis."""
+    skip = 1 if signature.max_batch_size > 0 else 0
+    shapes = {tensor.name: tensor.shape[skip:] for tensor in signature.inputs}
+    return {
+        name: tuple(FREE_AXIS if axis < 0 else axis for axis in shape)
+        for name, shape in shapes.items()
+        if min(shape, default=0) < 0
+    }
+
+
+def _values_per_request(signature: Signature, samples: Samples | None) -> int:
+    """About how many numbers one request of one sample carries in and out."""
+    tensors = signature.outputs if samples else signature.inputs + signature.outputs
+    total = sum(array[0].size for array in samples.arrays.values()) if samples else 0
+    for tensor in tensors:
+        total += int(np.prod([FREE_AXIS if axis < 0 else axis for axis in tensor.shape]))
+    return total
