@@ -1,0 +1,353 @@
+"""A torch program to a raw ONNX file: what the readers of PyTorch and Hugging Face sources share.
+
+A module is traced by `torch.export`, and the trace is written by `torch.onnx.export(dynamo=True)`. Each
+axis that may be free is left to torch to decide (`Dim.AUTO`) and looked at afterwards. An example of
+one row would freeze its axis (pytorch#148886), so such an axis is repeated to two first.
+
+Names are the source's: an input is named as the parameter of `forward`, an output as its dictionary
+key or NamedTuple field, `output` where there is one tensor and `output_0`, `output_1` where there are
+several without names. An output that would share an input's name gets `_output` behind it, for an
+ONNX graph has one namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from tritonsmith import dtypes
+from tritonsmith.artifact import BATCH_AXIS, Json, TensorSpec, tool_versions
+from tritonsmith.errors import MissingExtraError, SourceError
+from tritonsmith.ingest.source import Exported, Reference
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+FreeAxes = Mapping[str, Mapping[int, str]]  # input name -> axis -> the axis's name
+TOOLS = ("torch", "onnxscript")
+TRIED_LENGTHS = (1, 2, 3, 7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleInputs:
+    """Tensors to call a module with: the first of them by position, the rest by keyword."""
+
+    tensors: Mapping[str, torch.Tensor]
+    positional_count: int
+
+    def call(self, module: Callable[..., Any], tensors: Mapping[str, torch.Tensor]) -> Any:
+        """Call `module` with other tensors of the same names."""
+        args, kwargs = self.split(tensors)
+        return module(*args, **kwargs)
+
+    def split(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The values by input name, as positional and keyword arguments."""
+        names = list(self.tensors)
+        args = tuple(values[name] for name in names[: self.positional_count])
+        return args, {name: values[name] for name in names[self.positional_count :]}
+
+
+def require_torch(source: object, *, extra: str) -> None:
+    """Raise MissingExtraError unless torch and onnxscript can be imported."""
+    for package in TOOLS:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(f"{source} needs PyTorch", package=package, extra=extra) from error
+
+
+def export_module(
+    source: str,
+    module: torch.nn.Module,
+    example: ExampleInputs,
+    free: FreeAxes,
+    folder: Path,
+    *,
+    kind: str,
+    must_stay_free: bool,
+    options: Mapping[str, Json],
+    ranges: Mapping[str, tuple[float, float]],
+    lengths: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> Exported:
+    """Trace a module in eval mode and write `folder/raw.onnx`; the module itself is the reference.
+
+    Where torch fixes one of the axes in `free` to its example's size, `must_stay_free` decides whether
+    that is an error or whether every axis is then fixed.
+
+    Raises:
+        SourceError: the module fails on its examples, cannot be traced or has no ONNX form.
+    """
+    import torch
+
+    tensors = {name: _widen(tensor, free.get(name, {})) for name, tensor in example.tensors.items()}
+    try:
+        with quiet(), torch.no_grad():
+            result = example.call(module, tensors)
+    except Exception as error:
+        raise SourceError(
+            f"{source} fails on its example inputs",
+            found=reason_of(error),
+            expected=", ".join(f"{name}: {_kind_of(tensor)}" for name, tensor in tensors.items()),
+        ) from error
+    output_names = _apart(list(_named(source, result)), tensors)
+    program = _trace(source, module, example, tensors, free)
+    if frozen := _frozen_axes(program, list(tensors), free):
+        if must_stay_free:
+            raise SourceError(
+                f"{source} fixes an axis that should stay free",
+                found=", ".join(frozen),
+                fix="make forward() independent of that size, or do not name the axis",
+            )
+        tensors, free = dict(example.tensors), {}
+        program = _trace(source, module, example, tensors, free)
+    return finish_export(
+        source,
+        program,
+        list(tensors),
+        output_names,
+        free,
+        folder,
+        kind=kind,
+        reference=_module_reference(source, module, example, output_names),
+        options=options,
+        ranges=ranges,
+        lengths=lengths,
+    )
+
+
+def finish_export(
+    source: str,
+    program: ExportedProgram,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    axis_names: FreeAxes,
+    folder: Path,
+    *,
+    kind: str,
+    reference: Reference,
+    options: Mapping[str, Json],
+    ranges: Mapping[str, tuple[float, float]],
+    lengths: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> Exported:
+    """Write a traced program as `folder/raw.onnx` and read its signature.
+
+    A free axis is called by its name in `axis_names`, any other by the first input and axis where it
+    stands (`ids_1`). Axes that torch found equal share a name.
+    """
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    input_keys = [key for key in program.graph_signature.user_inputs if isinstance(key, str)]
+    output_keys = [key for key in program.graph_signature.user_outputs if isinstance(key, str)]
+    symbols: dict[str, str] = {}
+    for name, key in zip(input_names, input_keys, strict=True):
+        for axis, size in enumerate(values[key].shape):
+            if not isinstance(size, int):
+                symbols.setdefault(str(size), axis_names.get(name, {}).get(axis, f"{name}_{axis}"))
+    inputs = [_spec(n, values[k], symbols) for n, k in zip(input_names, input_keys, strict=True)]
+    outputs = [_spec(n, values[k], symbols) for n, k in zip(output_names, output_keys, strict=True)]
+    raw = folder / "raw.onnx"
+    _write_onnx(source, program, raw)
+    return Exported(
+        kind=kind,
+        raw=raw,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        batched=bool(inputs) and all(spec.shape[:1] == (BATCH_AXIS,) for spec in (*inputs, *outputs)),
+        reference=reference,
+        tools=tool_versions(*TOOLS, *(("transformers",) if kind == "huggingface" else ())),
+        options=options,
+        ranges=ranges,
+        lengths={**_lengths(program, symbols), **lengths},
+    )
+
+
+def output_names_of(source: str, result: Any, input_names: Sequence[str]) -> list[str]:
+    """The names of the tensors in what a module returned, in the order in which torch flattens it."""
+    return _apart(list(_named(source, result)), input_names)
+
+
+def array_from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
+    """The tensor's values as a numpy array of the same data type, bfloat16 included."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def tensor_from_array(array: NDArray[Any]) -> torch.Tensor:
+    """A copy of the array as a tensor of the same data type, bfloat16 included."""
+    import torch
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' prints, log lines and warnings off the user's terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of the exception at the root of a chain, with its class."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _trace(
+    source: str,
+    module: torch.nn.Module,
+    example: ExampleInputs,
+    tensors: Mapping[str, torch.Tensor],
+    free: FreeAxes,
+) -> ExportedProgram:
+    import torch
+
+    args, kwargs = example.split(tensors)
+    shapes = {name: dict.fromkeys(free.get(name, {}), torch.export.Dim.AUTO) for name in tensors}
+    shape_args, shape_kwargs = example.split(shapes)
+    # torch wants the shapes in a dictionary by parameter, *args and **kwargs nested below theirs.
+    dynamic = dict(inspect.signature(module.forward).bind(*shape_args, **shape_kwargs).arguments)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception as error:
+        raise SourceError(
+            f"torch.export cannot trace {source}",
+            found=reason_of(error),
+            fix="make forward() traceable: no branch or loop on the values of tensors",
+        ) from error
+
+
+def _frozen_axes(program: ExportedProgram, names: Sequence[str], free: FreeAxes) -> list[str]:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    frozen = []
+    for name, key in zip(names, program.graph_signature.user_inputs, strict=True):
+        for axis, axis_name in free.get(name, {}).items():
+            size = values[str(key)].shape[axis]
+            if isinstance(size, int):
+                frozen.append(f"axis {axis} ({axis_name}) of input {name!r} is fixed at {size}")
+    return frozen
+
+
+def _write_onnx(source: str, program: ExportedProgram, path: Path) -> None:
+    import torch
+
+    try:
+        with quiet():
+            converted = torch.onnx.export(program, dynamo=True, verbose=False)
+            assert converted is not None  # noqa: S101 - None is for dynamo=False alone
+            converted.save(str(path))
+    except Exception as error:
+        raise SourceError(
+            f"torch.onnx cannot convert {source}",
+            found=reason_of(error),
+            fix="replace the operation that it names in the module's forward()",
+        ) from error
+
+
+def _module_reference(
+    source: str, module: torch.nn.Module, example: ExampleInputs, output_names: Sequence[str]
+) -> Reference:
+    import torch
+
+    def compute(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = {name: tensor_from_array(arrays[name]) for name in example.tensors}
+        with quiet(), torch.no_grad():
+            leaves = _named(source, example.call(module, tensors)).values()
+        return {name: array_from_tensor(leaf) for name, leaf in zip(output_names, leaves, strict=True)}
+
+    return compute
+
+
+def _widen(tensor: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
+    for axis in axes:
+        if tensor.shape[axis] == 1:
+            tensor = tensor.repeat_interleave(2, dim=axis)
+    return tensor
+
+
+def _named(source: str, result: Any, name: str = "") -> dict[str, Any]:
+    """The tensors of a result by name, in the order in which torch flattens it; None is no output."""
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return {name or "output": result}
+    if result is None:
+        return {}
+    if isinstance(result, Mapping):
+        parts = list(result.items())
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        parts = list(zip(result._fields, result, strict=True))
+    elif isinstance(result, tuple | list):
+        parts = list(enumerate(result)) if name or len(result) > 1 else [("output", result[0])]
+        name = name or ("output" if len(result) > 1 else "")
+    else:
+        raise SourceError(
+            f"{source} returns something that is no tensor",
+            found=f"{type(result).__name__} as {name or 'the result'}",
+            expected="a tensor, or a tuple, list, dictionary or NamedTuple of tensors",
+        )
+    leaves: dict[str, Any] = {}
+    for key, part in parts:
+        leaves.update(_named(source, part, f"{name}_{key}" if name else str(key)))
+    return leaves
+
+
+def _apart(names: list[str], taken: Iterable[str]) -> list[str]:
+    others = set(taken)
+    return [f"{name}_output" if name in others else name for name in names]
+
+
+def _spec(name: str, value: Any, symbols: Mapping[str, str]) -> TensorSpec:
+    dtype = str(value.dtype).removeprefix("torch.")
+    if dtype not in dtypes.BY_NAME:
+        raise SourceError(f"tensor {name!r} has a data type that Triton cannot serve", found=dtype)
+    shape = tuple(
+        size if isinstance(size, int) else symbols.get(str(size), f"{name}_{axis}")
+        for axis, size in enumerate(value.shape)
+    )
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _lengths(program: ExportedProgram, symbols: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Lengths to try on the axes that torch bounded; its own lower bound of 2 is no real bound."""
+    lengths: dict[str, tuple[int, ...]] = {}
+    for symbol, bounds in program.range_constraints.items():
+        name = symbols.get(str(symbol))
+        least = int(bounds.lower) if bounds.lower.is_Integer else 0
+        most = int(bounds.upper) if bounds.upper.is_Integer else None
+        if name is not None and (least > 2 or most is not None):
+            tried = {max(size, least) for size in TRIED_LENGTHS}
+            lengths[name] = tuple(sorted(size for size in tried if most is None or size <= most))
+    return lengths
+
+
+def _kind_of(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
