@@ -89,7 +89,7 @@ class AsyncHttpTransport:
         except asyncio.TimeoutError as error:
             raise timed_out(call, self._url, self._timeout_s) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise unreachable(call, self._url, error) from error
+            raise unreachable(call, self._url, getattr(error, "os_error", error)) from error
         return _reply(call, self._url, response.status, response.headers, body)
 
     async def close(self) -> None:

@@ -74,7 +74,7 @@ def split(signature: Signature, arrays: dict[str, NDArray[Any]]) -> Iterator[dic
 
 
 def arrays_from_result(names: Iterable[str], result: InferResult) -> dict[str, NDArray[Any]]:
-    """The named arrays of tritonclient's result; ClientError where the server left one out or cut it short."""
+    """The named arrays of tritonclient's result; ClientError where one is left out or cut short."""
     arrays = {}
     for name in names:
         try:
@@ -112,9 +112,7 @@ def join(replies: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
 def _fit(signature: Signature, tensor: Tensor, value: Any) -> NDArray[Any]:
     where = f"model {signature.model!r}, input {tensor.name!r}"
     try:
-        # A list of bytes would become an S array, which drops trailing NULs.
-        as_object = tensor.datatype == "BYTES" and not isinstance(value, np.ndarray)
-        array = np.asarray(value, dtype=object if as_object else None)
+        array = _array(tensor, value)
     except (ValueError, OverflowError) as error:
         raise ClientError(f"{where} cannot be made an array", found=error, expected=str(tensor)) from error
     if tensor.datatype == "BYTES":
@@ -135,6 +133,20 @@ def _fit(signature: Signature, tensor: Tensor, value: Any) -> NDArray[Any]:
     return array
 
 
+def _array(tensor: Tensor, value: Any) -> NDArray[Any]:
+    """numpy's array of a value, save where numpy's choice would change what a list holds."""
+    if isinstance(value, np.ndarray):
+        return value
+    if tensor.datatype == "BYTES":  # an S array drops trailing NULs
+        return np.asarray(value, dtype=object)
+    array = np.asarray(value)
+    if tensor.datatype == "UINT64" and array.dtype == np.float64:  # so does a list with 0 and 2**64 - 1
+        integers = np.asarray(value, dtype=object)
+        if all(isinstance(item, int) for item in integers.flat):
+            return integers
+    return array
+
+
 def _bytes(where: str, array: NDArray[Any]) -> NDArray[Any]:
     """Strings as UTF-8 in an object array of bytes; numpy's S arrays have lost their trailing NULs."""
     if array.size and array.dtype.kind not in "OSU":
@@ -150,30 +162,44 @@ def _bytes(where: str, array: NDArray[Any]) -> NDArray[Any]:
 def _numbers(where: str, tensor: Tensor, array: NDArray[Any], *, rounding: bool) -> NDArray[Any]:
     """The numbers in the tensor's data type, unless one of them would change.
 
-    Python's own floats are rounded to the tensor's float type: they have no smaller type to come in.
+    With `rounding`, floats may lose digits: Python's own have no smaller type to come in.
     """
     wanted = np.dtype(triton_to_np_dtype(tensor.datatype))
     if array.dtype == wanted or array.size == 0:
         return array.astype(wanted, copy=False)
-    is_float = wanted.kind in "fV"  # ml_dtypes.bfloat16 is of kind V
-    allowed = {"b": "b", "i": "iu", "u": "iu"}.get(wanted.kind, "fiu")
+    if array.dtype.kind == "O" and wanted.kind in "iu":
+        array = _wide_integers(array)
+    allowed = {"b": "b", "i": "iu", "u": "iu"}.get(wanted.kind, "fiu")  # ml_dtypes.bfloat16 is of kind V
     if array.dtype.kind not in allowed:
         raise ClientError(f"{where} has another data type", found=array.dtype, expected=str(tensor))
     with np.errstate(all="ignore"):
         converted = array.astype(wanted)
-        back = converted.astype(array.dtype)
-        same = (back == array) | (back != back) & (array != array)
-        if is_float and array.dtype.kind == "f" and rounding:
-            same = np.isfinite(back) == np.isfinite(array)
-    if not same.all():
-        worst = array[~same].flat[0]
+        changed = _changed(array, converted, rounding=rounding)
+    if changed.any():
         raise ClientError(
             f"{where}: {wanted} cannot hold every value",
-            found=f"{array.dtype} array with {worst}",
+            found=f"{array.dtype} array with {array[changed].flat[0]}",
             expected=str(tensor),
-            fix=f"round it yourself where that is meant: {tensor.name}.astype({wanted.name!r})",
+            fix=f"convert it yourself where the loss is meant: {tensor.name}.astype({wanted.name!r})",
         )
     return converted
+
+
+def _wide_integers(array: NDArray[Any]) -> NDArray[Any]:
+    """Python integers of which some fit uint64 and not int64; as they came where that is not the case."""
+    fits = all(isinstance(item, int) and 0 <= item < 2**64 for item in array.flat)
+    return array.astype(np.uint64) if fits else array
+
+
+def _changed(array: NDArray[Any], converted: NDArray[Any], *, rounding: bool) -> NDArray[np.bool_]:
+    """Where a value is not what it was before the conversion."""
+    if converted.dtype.kind in "iu":
+        limits = np.iinfo(converted.dtype)
+        return np.asarray((array < int(limits.min)) | (array > int(limits.max)))
+    back = converted.astype(array.dtype)
+    if array.dtype.kind == "f" and rounding:
+        return np.asarray(np.isfinite(back) != np.isfinite(array))
+    return np.asarray((back != array) & ((back == back) | (array == array)))
 
 
 def _check_batch(signature: Signature, arrays: Mapping[str, NDArray[Any]]) -> None:
