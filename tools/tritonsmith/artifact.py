@@ -77,6 +77,8 @@ class Manifest:
     steps: tuple[Step, ...]
     gate: Mapping[str, Json] | None
     candidates: tuple[Mapping[str, Json], ...]
+    # config.pbtxt, labels and warm-up files in the model's folder, as this publish wrote them -> sha256
+    model_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def sha256_of(path: Path) -> str:

@@ -66,10 +66,11 @@ def _manifest_from(record: Mapping[str, Any]) -> Manifest:
         batched=_typed(record, "batched", bool),
         precision=_typed(record, "precision", str),
         backend=_typed(record, "backend", str),
-        files={str(name): str(digest) for name, digest in record["files"].items()},
+        files=_digests(record["files"]),
         steps=_each(record["steps"], _step_from),
         gate=record["gate"],
         candidates=_each(record["candidates"], dict),
+        model_files=_digests(record["model_files"]),
     )
 
 
@@ -94,6 +95,10 @@ def _spec_from(record: Mapping[str, Any]) -> TensorSpec:
     if not all(isinstance(axis, int | str) for axis in shape):
         raise TypeError(f"shape {shape}")
     return TensorSpec(name=_typed(record, "name", str), dtype=_typed(record, "dtype", str), shape=shape)
+
+
+def _digests(record: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(digest) for name, digest in record.items()}
 
 
 def _each(records: Any, convert: Callable[[Any], T]) -> tuple[T, ...]:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
-from tritonsmith.artifact import Manifest
+from tritonsmith.artifact import Manifest, sha256_of
+from tritonsmith.errors import RepositoryError
+from tritonsmith.manifest import MANIFEST_NAME, read_manifest, text_from_manifest
+from tritonsmith.repository.config import HEADER, config_from_text, text_from_config
+from tritonsmith.repository.names import check_name, check_version, versions_of
+from tritonsmith.repository.staging import clean_up, locked, replace_folder, staged, sync_folder
+
+CONFIG_NAME = "config.pbtxt"
+WARMUP_FOLDER = "warmup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +38,11 @@ class Entry:
 
     @property
     def config_path(self) -> Path:
-        return self.folder / "config.pbtxt"
+        return self.folder / CONFIG_NAME
 
 
 def publish(
-    files: Path,
+    files: Path | None,
     config: model_config_pb2.ModelConfig,
     repository: Path,
     *,
@@ -41,22 +54,252 @@ def publish(
 ) -> Entry:
     """Publish the files of the folder `files` as a version of the model `config.name`.
 
-    `manifest` is completed here: its `version` and `files` (names and hashes) are set to what was
-    published. `version` None is the next free one. `labels` maps a file name in the model's folder to
-    the file to copy there; `warmup` maps a file name in `<model>/warmup/` to its content.
+    `files` None is for an ensemble, whose versions hold a manifest alone.
+
+    `manifest` is completed here: its `name`, `version`, `files` and `model_files` are set to what was
+    published. `version` None is the next free one, or the newest with `force`, which then replaces it.
+    `labels` maps a file name in the model's folder to the file to copy there; `warmup` maps a file name
+    in `<model>/warmup/` to its content. What else the model's folder holds stays as it is.
 
     Raises:
-        RepositoryError: a bad name or version, a version that exists (without `force`), a repository
-            that cannot be written, a full disk.
+        RepositoryError: a bad name or version, a version that exists (without `force`), a model of
+            another kind or a configuration changed by hand, a repository that cannot be written, a
+            full disk. The repository is then as it was.
     """
-    raise NotImplementedError
+    check_name(config.name)
+    check_version(version)
+    repository = repository.absolute()
+    with _failures_named(repository, config.name):
+        _make_repository(repository)
+        repository = repository.resolve()
+        with locked(repository):
+            clean_up(repository)
+            folder = repository / config.name
+            _check_folder(folder, config, force=force)
+            chosen = _choose_version(folder, version, force=force)
+            _check_version_policy(config, {*versions_of(folder), chosen})
+            with staged(repository, config.name) as stage:
+                new = stage / "new"
+                model_files = _write_model_folder(new, folder, chosen, config, labels or {}, warmup or {})
+                complete = dataclasses.replace(
+                    manifest, name=config.name, version=chosen, files={}, model_files=model_files
+                )
+                complete = _write_version(new / str(chosen), files, complete)
+                _check_written(new, config, complete)
+                replace_folder(stage, folder)
+    return Entry(folder=folder, version=chosen, manifest=complete)
 
 
-def find_entry(repository: Path, name: str, fingerprint: str) -> Entry | None:
-    """The newest published version built from `fingerprint`, if all its files are as published."""
-    raise NotImplementedError
+def read_entry(repository: Path, name: str, version: int | None = None) -> Entry:
+    """A version that tritonsmith published; `version` None is the newest.
+
+    Raises:
+        RepositoryError: no such model or version, one without a manifest, a damaged manifest.
+    """
+    check_name(name)
+    check_version(version)
+    folder = repository / name
+    versions = versions_of(folder)
+    if not versions or (version is not None and version not in versions):
+        what = f"{folder} has no version {version}" if versions else f"{folder} has no published version"
+        raise RepositoryError(what, found=list(versions), fix="publish it with `tritonsmith build`")
+    chosen = version or versions[-1]
+    manifest = read_manifest(folder / str(chosen) / MANIFEST_NAME)
+    return Entry(folder=folder, version=chosen, manifest=manifest)
 
 
-def check_name(name: str) -> None:
-    """Raise RepositoryError unless `name` can name a model."""
-    raise NotImplementedError
+def find_entry(repository: Path, name: str, fingerprint: str, version: int | None = None) -> Entry | None:
+    """The newest version (or `version`), if it was built from `fingerprint` and is as it was published.
+
+    Every file is read and its hash compared, so a damaged or edited version is None.
+    """
+    try:
+        entry = read_entry(repository, name, version)
+    except RepositoryError:
+        return None
+    if entry.manifest.fingerprint != fingerprint or entry.manifest.name != name:
+        return None
+    expected = {entry.version_folder / file: digest for file, digest in entry.manifest.files.items()}
+    expected |= {entry.folder / file: digest for file, digest in entry.manifest.model_files.items()}
+    intact = all(file.is_file() and sha256_of(file) == digest for file, digest in expected.items())
+    return entry if intact else None
+
+
+def read_config(repository: Path, name: str) -> model_config_pb2.ModelConfig:
+    """A model's config.pbtxt, parsed; a name that it leaves out is filled in.
+
+    Raises:
+        RepositoryError: no such model, or a file that cannot be parsed.
+    """
+    path = repository / name / CONFIG_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{path} cannot be read", found=error) from error
+    config = config_from_text(text, place=str(path))
+    config.name = config.name or name
+    return config
+
+
+@contextmanager
+def _failures_named(repository: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise RepositoryError(
+            f"model {name!r} could not be published in {repository}",
+            found=f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}",
+            expected="a folder that may be written, with room for the model",
+            fix="free some space, or name another repository" if full else None,
+        ) from error
+
+
+def _make_repository(repository: Path) -> None:
+    if repository.exists() and not repository.is_dir():
+        raise RepositoryError(f"{repository} is a file", expected="a folder, or a path where none is yet")
+    repository.mkdir(parents=True, exist_ok=True)
+
+
+def _choose_version(folder: Path, version: int | None, *, force: bool) -> int:
+    taken = versions_of(folder)
+    newest = taken[-1] if taken else 0
+    if version is None:
+        return max(newest, 1) if force else newest + 1
+    if version in taken and not force:
+        raise RepositoryError(
+            f"version {version} of model {folder.name!r} is published already",
+            found=f"versions {', '.join(map(str, taken))}",
+            fix=f"leave --version out for version {newest + 1}, or add --force to replace version {version}",
+        )
+    return version
+
+
+def _check_folder(folder: Path, config: model_config_pb2.ModelConfig, *, force: bool) -> None:
+    """Refuse to write over what tritonsmith did not write."""
+    if folder.is_symlink():
+        raise RepositoryError(f"{folder} is a symbolic link", fix="publish into the repository it points to")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RepositoryError(f"{folder} is a file", expected="a model's folder, or nothing")
+    if not (folder / CONFIG_NAME).is_file():
+        return
+    present = read_config(folder.parent, folder.name)
+    if _kind_of(present) != _kind_of(config):
+        raise RepositoryError(
+            f"{folder} holds another kind of model",
+            found=_kind_of(present),
+            expected=_kind_of(config),
+            fix="name another model, or remove that folder",
+        )
+    if not force and _edited_by_hand(folder) and present != config:
+        raise RepositoryError(
+            f"{folder / CONFIG_NAME} was written or changed by hand",
+            expected="a file as tritonsmith wrote it",
+            fix="put the changes into the recipe's [config] table, or add --force to write over them",
+        )
+
+
+def _kind_of(config: model_config_pb2.ModelConfig) -> str:
+    if config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
+        return "an ensemble"
+    return "a Python stage" if config.backend == "python" else "a model file"
+
+
+def _edited_by_hand(folder: Path) -> bool:
+    """Whether config.pbtxt is other than the newest manifest says; without one, its header decides."""
+    path = folder / CONFIG_NAME
+    for version in reversed(versions_of(folder)):
+        if (folder / str(version) / MANIFEST_NAME).is_file():
+            manifest = read_manifest(folder / str(version) / MANIFEST_NAME)
+            return manifest.model_files.get(CONFIG_NAME) != sha256_of(path)
+    return not path.read_text(encoding="utf-8").startswith(HEADER)
+
+
+def _check_version_policy(config: model_config_pb2.ModelConfig, versions: set[int]) -> None:
+    absent = sorted(set(config.version_policy.specific.versions) - versions)
+    if absent:
+        raise RepositoryError(
+            f"config.version_policy.specific.versions of model {config.name!r} names absent versions",
+            found=absent,
+            expected=f"some of {sorted(versions)}",
+        )
+
+
+def _write_model_folder(
+    new: Path,
+    old: Path,
+    version: int,
+    config: model_config_pb2.ModelConfig,
+    labels: Mapping[str, Path],
+    warmup: Mapping[str, bytes],
+) -> dict[str, str]:
+    """All of the model's folder but the new version; the hashes of the files written."""
+    contents = {name: path.read_bytes() for name, path in labels.items()}
+    contents |= {f"{WARMUP_FOLDER}/{name}": content for name, content in warmup.items()}
+    contents[CONFIG_NAME] = text_from_config(config).encode()
+    new.mkdir()
+    if old.is_dir():
+        _link_tree(old, new, leave_out={str(version), *contents})
+    for name, content in contents.items():
+        file = new / name
+        file.parent.mkdir(exist_ok=True)
+        with file.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return {name: sha256_of(new / name) for name in sorted(contents)}
+
+
+def _link_tree(source: Path, target: Path, *, leave_out: set[str], below: str = "") -> None:
+    """Hard links to the files below `source`, or copies where the file system has no links."""
+    for entry in sorted(source.iterdir()):
+        relative = below + entry.name
+        if relative in leave_out:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            (target / entry.name).mkdir()
+            _link_tree(entry, target / entry.name, leave_out=leave_out, below=f"{relative}/")
+            shutil.copystat(entry, target / entry.name)
+            continue
+        try:
+            os.link(entry, target / entry.name, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(entry, target / entry.name, follow_symlinks=False)
+
+
+def _write_version(folder: Path, files: Path | None, manifest: Manifest) -> Manifest:
+    """Copy the files, flush them, and write the manifest that names them."""
+    folder.mkdir()
+    hashes = {}
+    sources = sorted(path for path in files.rglob("*") if path.is_file()) if files else []
+    if files and not sources:
+        raise RepositoryError(f"{files} holds no file to publish")
+    for source in sources:
+        relative = source.relative_to(files or folder)
+        target = folder / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+        _flush(target)
+        hashes[relative.as_posix()] = sha256_of(target)
+    complete = dataclasses.replace(manifest, files=hashes)
+    (folder / MANIFEST_NAME).write_text(text_from_manifest(complete), encoding="utf-8")
+    _flush(folder / MANIFEST_NAME)
+    sync_folder(folder)
+    sync_folder(folder.parent)
+    return complete
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _check_written(new: Path, config: model_config_pb2.ModelConfig, manifest: Manifest) -> None:
+    """Open again what was written."""
+    text = (new / CONFIG_NAME).read_text(encoding="utf-8")
+    written = read_manifest(new / str(manifest.version) / MANIFEST_NAME)
+    same = text_from_manifest(written) == text_from_manifest(manifest)
+    if not same or config_from_text(text, place=str(new / CONFIG_NAME)) != config:
+        raise RepositoryError(f"model {config.name!r} did not read back as it was written")
