@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from tritonsmith import dtypes
 from tritonsmith.artifact import BATCH_AXIS, TensorSpec, sha256_of
-from tritonsmith.errors import SourceError
+from tritonsmith.errors import RepositoryError, SourceError
 
 # protobuf cannot serialize a message of 2 GiB; stay clear of it.
 EXTERNAL_DATA_THRESHOLD_BYTES = 1_800_000_000
 DATA_SUFFIX = ".data"
+EMBEDDED_BYTES = 1024  # smaller weights stay in the .onnx file itself
+ALIGNMENT_BYTES = 4096  # so that a runtime can map each weight
+CHUNK_BYTES = 1 << 24
 
 
 def load_model(path: Path, *, with_weights: bool = True) -> onnx.ModelProto:
@@ -32,19 +37,46 @@ def load_model(path: Path, *, with_weights: bool = True) -> onnx.ModelProto:
     return model
 
 
-def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write an ONNX file; weights go to `<name>.data` beside it where the file would pass 2 GB."""
-    if _weight_bytes(model) < EXTERNAL_DATA_THRESHOLD_BYTES:
+def is_large(path: Path) -> bool:
+    """Whether the model with its weights comes near what one protobuf message can hold."""
+    return model_bytes(path) >= EXTERNAL_DATA_THRESHOLD_BYTES
+
+
+def load_editable(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with its weights, or, where it is large, with weights still in their files.
+
+    Such a model can be saved again by `save_model` with `weights_from`.
+    """
+    return load_model(path, with_weights=not is_large(path))
+
+
+def save_model(
+    model: onnx.ModelProto, path: Path, *, weights_from: Path | None = None, data_name: str | None = None
+) -> None:
+    """Write an ONNX file; where it would pass 2 GB its weights go to one file beside it.
+
+    That file is `data_name`, by default `<name>.data`. Weights that the model still keeps in other
+    files are copied from the folder `weights_from`, without reading them into memory. The model in
+    memory is left without its weights then.
+
+    Raises:
+        RepositoryError: the disk is full or the folder cannot be written.
+    """
+    stays_outside = any(_external_location(tensor) for tensor in _tensors(model))
+    try:
+        if stays_outside or _weight_bytes(model) >= EXTERNAL_DATA_THRESHOLD_BYTES:
+            _move_weights(model, path.parent / (data_name or path.name + DATA_SUFFIX), weights_from)
         onnx.save(model, str(path))
-        return
-    onnx.save(
-        model,
-        str(path),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=path.name + DATA_SUFFIX,
-        size_threshold=1024,
-    )
+    except OSError as error:
+        raise RepositoryError(f"cannot write {path}", found=error.strerror or error) from error
+
+
+def check_file(path: Path) -> None:
+    """Raise SourceError where a file breaks ONNX's own rules; read by path, whatever its size."""
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise SourceError(f"{path.name} is no valid ONNX model", found=_first_line(error)) from error
 
 
 def model_files(path: Path) -> tuple[Path, ...]:
@@ -97,6 +129,19 @@ def opset_of(model: onnx.ModelProto) -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
+def precision_of(model: onnx.ModelProto) -> str:
+    """The precision that most weight bytes are kept in: "int8" where they are dequantized, "fp16", "fp32"."""
+    quantized = {"DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+    if any(node.op_type in quantized for node in model.graph.node):
+        return "int8"
+    halves = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    counts = {True: 0, False: 0}
+    for tensor in _tensors(model):
+        if tensor.data_type in (*halves, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
+            counts[tensor.data_type in halves] += math.prod(tensor.dims)
+    return "fp16" if counts[True] > counts[False] else "fp32"
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     if not value.type.HasField("tensor_type"):
         kind = value.type.WhichOneof("value")
@@ -135,6 +180,42 @@ def _external_location(tensor: onnx.TensorProto) -> str | None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return None
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+
+
+def _move_weights(model: onnx.ModelProto, target: Path, weights_from: Path | None) -> None:
+    """Put every weight of some size into one file and point the model to it."""
+    with target.open("wb") as stream:
+        for tensor in _tensors(model):
+            location = _external_location(tensor)
+            if location is None and len(tensor.raw_data) < EMBEDDED_BYTES:
+                continue
+            stream.write(bytes(-stream.tell() % ALIGNMENT_BYTES))
+            offset = stream.tell()
+            if location is None:
+                stream.write(tensor.raw_data)
+            elif weights_from is None:
+                raise ValueError(f"{tensor.name!r} keeps its weights in {location}, of an unknown folder")
+            else:
+                _copy_part(weights_from / location, tensor, stream)
+            length = stream.tell() - offset
+            tensor.raw_data = b""  # set_external_data wants the field, and nothing in it
+            onnx.external_data_helper.set_external_data(tensor, target.name, offset, length)
+            tensor.ClearField("raw_data")
+
+
+def _copy_part(path: Path, tensor: onnx.TensorProto, target: BinaryIO) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    with path.open("rb") as source:
+        source.seek(int(entries.get("offset", 0)))
+        left = int(entries.get("length", path.stat().st_size - source.tell()))
+        while left:
+            chunk = source.read(min(left, CHUNK_BYTES))
+            if not chunk:
+                raise SourceError(
+                    f"{path} ends inside of weight {tensor.name!r}", found=f"{left} bytes missing"
+                )
+            target.write(chunk)
+            left -= len(chunk)
 
 
 def _weight_bytes(model: onnx.ModelProto) -> int:

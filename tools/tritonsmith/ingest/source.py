@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ class ConvertOptions:
     """How a source is read and which server must read the result."""
 
     server: str = "24.10"  # Triton release that must load it; a key of ingest.targets.SERVERS
-    opset: int | None = None  # None: the newest that `server` reads
+    opset: int | None = None  # None: the exporter's own, raised to 13 or lowered to what `server` reads
     allow_code: bool = False  # run code that the source carries: pickles, Lambda layers
     custom_objects: str | None = None  # "package.module" that defines a Keras model's own classes
     seed: int = 0  # of the inputs on which parity is proved
@@ -32,6 +32,9 @@ class Exported:
     `inputs` and `outputs` carry the names that the source uses, in the order of the raw graph's inputs
     and outputs, with shapes that include the batch axis as BATCH_AXIS where `batched`. `reference`
     computes the outputs by those names in the source's own framework.
+
+    `ranges` bounds the seeded values of an input, both ends included; where it is silent, embedding
+    tables in the graph and the data type decide. `lengths` names lengths at which a free axis is tried.
     """
 
     kind: str  # "keras", "saved-model", "torch", "huggingface", "onnx"
@@ -42,3 +45,5 @@ class Exported:
     reference: Reference
     tools: Mapping[str, str]
     options: Mapping[str, Json]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
