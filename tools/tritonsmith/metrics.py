@@ -280,7 +280,8 @@ def _top_hits(name: str, output: Array, labels: Array) -> Array:
 def _coded(labels: Array, predicted: Array) -> Array:
     """True and predicted classes `[N, 2]` as numbers that also stand for strings."""
     _, codes = np.unique(np.concatenate([labels, predicted]), return_inverse=True)
-    return codes.reshape(2, -1).T.astype(np.float64)
+    coded: Array = codes.reshape(2, -1).T.astype(np.float64)
+    return coded
 
 
 def _score_regression(kind: str, name: str, output: Array, target: Array) -> Scores:

@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from tritonsmith.artifact import Json
+from tritonsmith.compress.graph import nodes_of
 from tritonsmith.errors import EngineError, MissingExtraError, UsageError
 
 # Names that ONNX Runtime's optimiser gives to what its CPU kernels run (docs/ContribOperators.md).
@@ -91,17 +92,9 @@ def _onnxruntime_ops(path: Path) -> Iterator[tuple[str, bool]]:
         except engine_errors() as error:
             raise EngineError(f"ONNX Runtime refuses {path.name}", found=reason_of(error)) from error
         graph = onnx.load(str(written), load_external_data=False).graph
-    for node in _nodes(graph):
+    for node in nodes_of(graph):
         if node.op_type in ORT_INT8_OPS or node.op_type in ORT_FLOAT_OPS:
             yield node.op_type, node.op_type in ORT_INT8_OPS
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
 
 
 def _openvino_ops(path: Path) -> Iterator[tuple[str, bool]]:

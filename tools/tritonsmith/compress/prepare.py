@@ -8,6 +8,7 @@ import onnx
 from onnx import version_converter
 
 from tritonsmith import onnx_model
+from tritonsmith.compress.graph import nodes_of
 from tritonsmith.errors import CompressionError
 
 PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
@@ -41,8 +42,11 @@ def prepare_graph(path: Path, folder: Path) -> Path:
     return inferred
 
 
-def strip_mark(model: onnx.ModelProto) -> None:
-    """Remove what `prepare_graph` and onnxruntime.quantization wrote for each other's eyes."""
+def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
+    """Undo what the tools wrote for themselves: their notes, operator sets that no node uses, a newer IR.
+
+    `like` is the model as it was converted for its server, which reads that IR version and opset.
+    """
     notes = {
         entry.key: entry.value
         for entry in model.metadata_props
@@ -50,6 +54,13 @@ def strip_mark(model: onnx.ModelProto) -> None:
     }
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, notes)
+    used = {"ai.onnx" if node.domain == "" else node.domain for node in nodes_of(model.graph)}
+    for entry in list(model.opset_import):
+        if (entry.domain or "ai.onnx") not in used | {"ai.onnx"}:
+            model.opset_import.remove(entry)
+    oldest = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    model.ir_version = max(like.ir_version, oldest)
+    model.producer_name, model.producer_version = like.producer_name, like.producer_version
 
 
 def _raise_opset(path: Path, out: Path) -> Path:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step
 from tritonsmith.compress.audit import Audit, audit_int8
 from tritonsmith.compress.calibration import check_calibration, chunks
-from tritonsmith.compress.prepare import prepare_graph, strip_mark
+from tritonsmith.compress.graph import constants_of, drop_unused
+from tritonsmith.compress.prepare import prepare_graph, tidy
+from tritonsmith.compress.ranges import Reader
 from tritonsmith.errors import CompressionError, UsageError
 from tritonsmith.files import staging_folder
 from tritonsmith.samples import Samples
@@ -85,7 +85,7 @@ def default_int8_method(artifact: Artifact) -> str:
     kinds = {node.op_type for node in graph.node}
     if kinds & {"Conv", "ConvTranspose"}:
         return "static"
-    constants = _constants(graph)
+    constants = constants_of(graph)
     attention = any(
         node.op_type == "MatMul" and not constants & set(node.input) for node in graph.node
     ) or bool(kinds & {"Attention", "MultiHeadAttention"})
@@ -132,7 +132,7 @@ def quantize_static(
         _run_static(prepared, quantized, artifact, calibration, arithmetic)
         model = onnx_model.load_model(quantized)
         _free_last_outputs(model.graph)
-        strip_mark(model)
+        tidy(model, onnx_model.load_model(artifact.path, with_weights=False))
         staged = folder / out.name
         onnx_model.save_model(model, staged)
         audit = _audit(staged, artifact, dialect)
@@ -173,7 +173,7 @@ def quantize_dynamic(
                 use_external_data_format=True,
             )
         model = onnx_model.load_model(quantized)
-        strip_mark(model)
+        tidy(model, onnx_model.load_model(artifact.path, with_weights=False))
         staged = folder / out.name
         onnx_model.save_model(model, staged)
         audit = _audit(staged, artifact, engine)
@@ -196,7 +196,7 @@ def _run_static(
         run(
             prepared,
             quantized,
-            _Reader(chunks(calibration, batched=artifact.batched)),
+            Reader(chunks(calibration, batched=artifact.batched)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED_OPS),
             per_channel=True,
@@ -207,16 +207,6 @@ def _run_static(
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"ActivationSymmetric": symmetric},
         )
-
-
-class _Reader:
-    """What onnxruntime.quantization asks for samples: `get_next` until None."""
-
-    def __init__(self, inputs: Iterator[dict[str, NDArray[Any]]]) -> None:
-        self._inputs = inputs
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(self._inputs, None)
 
 
 @contextmanager
@@ -274,13 +264,7 @@ def _free_last_outputs(graph: onnx.GraphProto) -> None:
         maker.output[0] = dequantize.output[0]
         graph.node.remove(quantize)
         graph.node.remove(dequantize)
-    _drop_unused(graph)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)
+    drop_unused(graph)
 
 
 def _audit(staged: Path, artifact: Artifact, engine: str) -> Audit:
@@ -292,13 +276,3 @@ def _audit(staged: Path, artifact: Artifact, engine: str) -> Audit:
             fix="build it with --precision fp32 or fp16",
         )
     return audit
-
-
-def _constants(graph: onnx.GraphProto) -> set[str]:
-    """Names that hold weights, also behind a Constant, Transpose, Reshape or DequantizeLinear."""
-    constants = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        passes = node.op_type in ("Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose")
-        if node.op_type == "Constant" or (passes and set(filter(None, node.input)) <= constants):
-            constants |= set(node.output)
-    return constants

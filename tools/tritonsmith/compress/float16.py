@@ -1,0 +1,142 @@
+"""FP16: weights and arithmetic in half precision, inputs and outputs as they were.
+
+ONNX Runtime's CPU computes most of such a graph in FP32 and casts in between: there the file is half as
+large, not faster, and its accuracy is a little optimistic for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from tritonsmith import onnx_model
+from tritonsmith.artifact import BATCH_AXIS, Artifact, Json
+from tritonsmith.compress import step
+from tritonsmith.compress.calibration import chunks
+from tritonsmith.compress.graph import nodes_of
+from tritonsmith.compress.prepare import prepare_graph, tidy
+from tritonsmith.compress.ranges import find_ranges
+from tritonsmith.engines.onnxruntime import engine_errors, open_onnxruntime, reason_of
+from tritonsmith.errors import CompressionError, EngineError
+from tritonsmith.files import staging_folder
+from tritonsmith.ingest.seeds import draw_inputs, index_ranges
+from tritonsmith.samples import Samples
+
+Inputs = Mapping[str, NDArray[Any]]
+
+LARGEST = float(np.finfo(np.float16).max)
+HEADROOM = 4.0  # a tensor that comes within this factor of the largest number stays in FP32
+PROBE_BATCHES = 2
+PROBE_LENGTH = 8  # of a free axis other than the batch, where there are no samples
+FREE_BATCH = 2
+# ONNX Runtime has no FP16 kernels for these, or their FP16 results are not what the graph means.
+KEPT_OPS = ("QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "Loop", "If", "Scan")
+
+
+def cast_float16(
+    artifact: Artifact,
+    out: Path,
+    *,
+    samples: Samples | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Cast to FP16 what stays in its range on `samples` (or on seeded inputs); the rest stays in FP32.
+
+    The step records how many nodes stay and the largest difference from FP32, absolute and relative.
+
+    Raises:
+        CompressionError: there is nothing to cast, or the result cannot be run or is NaN.
+    """
+    from onnxruntime.transformers import float16
+
+    work = step.begin("cast-float16", {"inputs_and_outputs": "unchanged", "headroom": HEADROOM})
+    with staging_folder(out) as folder:
+        prepared = prepare_graph(artifact.path, folder)
+        original = onnx_model.load_model(artifact.path, with_weights=False)
+        probes = list(_probes(artifact, original, samples))
+        try:
+            ranges = find_ranges(prepared, probes, folder)
+            kept = _overflowing(onnx_model.load_model(prepared), ranges)
+            if kept:
+                say(f"{len(kept)} nodes leave the range of FP16 and stay in FP32")
+            model = float16.convert_float_to_float16(
+                str(prepared),
+                keep_io_types=True,
+                op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_OPS],
+                node_block_list=sorted(kept),
+            )
+        except _failures() as error:
+            raise CompressionError(
+                f"{artifact.path.name} cannot be cast to FP16", found=reason_of(error)
+            ) from error
+        tidy(model, original)
+        staged = folder / out.name
+        onnx_model.save_model(model, staged)
+        halves = _count_halves(model)
+        measured: dict[str, Json] = {"nodes_kept_fp32": len(kept), "fp16_weights": halves}
+        if not halves:
+            raise CompressionError(f"{artifact.path.name} has no FP32 weights to cast to FP16")
+        measured |= _compare(artifact.path, staged, probes)
+        return step.finish(work, artifact, staged, out, precision="fp16", measured=measured)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    return (*engine_errors(), AssertionError, AttributeError, KeyError)
+
+
+def _probes(artifact: Artifact, model: onnx.ModelProto, samples: Samples | None) -> Iterator[Inputs]:
+    if samples is not None:
+        for index, chunk in enumerate(chunks(samples, batched=artifact.batched)):
+            if index == PROBE_BATCHES:
+                return
+            yield chunk
+        return
+    free = {axis for spec in artifact.inputs for axis in spec.shape if isinstance(axis, str)}
+    axes = {axis: FREE_BATCH if axis == BATCH_AXIS else PROBE_LENGTH for axis in free}
+    bounds = index_ranges(model, artifact.inputs)
+    for seed in range(PROBE_BATCHES):
+        yield draw_inputs(artifact.inputs, axes, bounds, frozenset(), seed)
+
+
+def _overflowing(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Names of nodes that read or write a number beyond the range of FP16, with headroom."""
+    limit = LARGEST / HEADROOM
+    large = {name for name, (low, high) in ranges.items() if max(-low, high) > limit}
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.size and np.abs(values).max() > limit:
+                large.add(tensor.name)
+    return {node.name for node in nodes_of(model.graph) if large & {*node.input, *node.output}}
+
+
+def _count_halves(model: onnx.ModelProto) -> int:
+    return sum(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
+def _compare(before: Path, after: Path, probes: list[Inputs]) -> dict[str, Json]:
+    try:
+        old, new = open_onnxruntime(before), open_onnxruntime(after)
+        pairs = [(old.run(inputs), new.run(inputs)) for inputs in probes]
+    except EngineError as error:
+        raise CompressionError("the FP16 model does not run", found=error.found) from error
+    largest = relative = 0.0
+    for expected, found in pairs:
+        for name, array in expected.items():
+            if array.dtype.kind != "f":
+                continue
+            if not np.isfinite(found[name]).all():
+                raise CompressionError(
+                    f"output {name!r} of the FP16 model is NaN or infinite",
+                    fix="build it with --precision fp32",
+                )
+            gap = float(np.abs(array - found[name]).max(initial=0.0))
+            largest = max(largest, gap)
+            relative = max(relative, gap / (float(np.abs(array).max(initial=0.0)) or 1.0))
+    return {"max_absolute_error": largest, "max_relative_error": relative, "probes": len(probes)}
