@@ -1,4 +1,12 @@
-"""PyTorch sources: a `.pt2` file of torch.export, or `package.module:factory`."""
+"""PyTorch sources: a `.pt2` file of torch.export, or `package.module:factory`.
+
+A factory is the user's own code, named on purpose, so it is imported and called; the current folder is
+searched first. A `.pt2` file runs nothing, see `torch_archive`. Pickled modules (`.pt`, `.pth`) and
+TorchScript are refused: the first need their classes and example inputs, the second cannot be traced.
+
+The result is float32 whatever the weights are: a module with float16, bfloat16 or float64 weights is
+cast, with its inputs of those types, and the cast module is what the result is compared with.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +23,23 @@ import numpy as np
 from tritonsmith.artifact import BATCH_AXIS
 from tritonsmith.errors import SourceError
 from tritonsmith.ingest.source import ConvertOptions, Exported
-from tritonsmith.ingest.torch_export import ExampleInputs, export_module, reason_of, require_torch
+from tritonsmith.ingest.torch_archive import load_program
+from tritonsmith.ingest.torch_export import (
+    ExampleInputs,
+    export_module,
+    finish_export,
+    module_reference,
+    named_tensors,
+    quiet,
+    reason_of,
+    require_torch,
+)
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
+FILE_SUFFIXES = (".pt2", ".pt", ".pth", ".ckpt")
 FACTORY = "package.module:factory, a function that returns (module, example inputs)"
 RETURNED = "(module, example inputs) or (module, example inputs, free axes)"
 
@@ -33,12 +53,115 @@ def export_torch(source: str, folder: Path, options: ConvertOptions) -> Exported
     `{"ids": {0: "batch", 1: "sequence"}}`; it is then the whole truth, and `{}` fixes every axis.
     Without it, axis 0 is the batch axis where all inputs share its size and the module leaves it free.
 
+    A `.pt2` file keeps the free axes that it was exported with; axis 0 is the batch axis where it is
+    one free axis of all inputs and outputs, so a file of a fixed batch is converted without a batch
+    axis. The bounds of a `Dim` are not kept: ONNX has none.
+
     Raises:
         MissingExtraError: torch or onnxscript is not installed.
         SourceError: the source cannot be found, read, traced or converted.
     """
     require_torch(source, extra="torch")
+    if source.endswith(FILE_SUFFIXES) or Path(source).is_file():
+        return _export_program(Path(source), folder, allow_code=options.allow_code)
     return _export_factory(source, folder)
+
+
+def _export_program(path: Path, folder: Path, *, allow_code: bool) -> Exported:
+    program = load_program(path, allow_code=allow_code)
+    source = str(path)
+    example = _program_example(source, program)
+    free = _program_axes(program, example)
+    module, output_names = _flat_module(source, program)
+    float_example, cast = _cast_to_float32(module, example)
+    if cast is not None:
+        return export_module(
+            source,
+            module,
+            float_example,
+            free,
+            folder,
+            kind="torch",
+            must_stay_free=True,
+            options={"cast": cast},
+            ranges=_value_ranges(example),
+        )
+    return finish_export(
+        source,
+        program,
+        list(example.tensors),
+        output_names,
+        free,
+        folder,
+        kind="torch",
+        reference=module_reference(source, module, example),
+        options={},
+        ranges=_value_ranges(example),
+    )
+
+
+def _program_example(source: str, program: ExportedProgram) -> ExampleInputs:
+    """The inputs that the program was traced with, or zeros of their shapes where they were not kept."""
+    import torch
+
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    keys = program.graph_signature.user_inputs
+    kept = torch.utils._pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
+    tensors = {}
+    for index, key in enumerate(keys):
+        value = values[key] if isinstance(key, str) else None
+        if isinstance(key, str) and not isinstance(value, torch.Tensor):
+            raise SourceError(
+                f"input {key!r} of {source} is no tensor",
+                found=type(value).__name__,
+                expected="tensors and constants; export it with a constant there",
+            )
+        if isinstance(value, torch.Tensor):
+            shape = [size if isinstance(size, int) else size.node.hint or 2 for size in value.shape]
+            same = len(kept) == len(keys) and isinstance(kept[index], torch.Tensor)
+            tensors[str(key)] = kept[index] if same else torch.zeros(shape, dtype=value.dtype)
+    return ExampleInputs(tensors=tensors, positional_count=len(tensors))
+
+
+def _program_axes(program: ExportedProgram, example: ExampleInputs) -> dict[str, dict[int, str]]:
+    """The free axes of a program by name: axis 0 is the batch axis where it is one symbol of all inputs."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    firsts = {str(values[name].shape[0]) if values[name].ndim else "" for name in example.tensors}
+    batched = len(firsts) == 1 and not "".join(firsts).isdigit() and firsts != {""}
+    names: dict[str, str] = {}
+    free: dict[str, dict[int, str]] = {}
+    for name in example.tensors:
+        for axis, size in enumerate(values[name].shape):
+            if not isinstance(size, int):
+                own = BATCH_AXIS if batched and str(size) in firsts else f"{name}_{axis}"
+                free.setdefault(name, {})[axis] = names.setdefault(str(size), own)
+    return free
+
+
+def _flat_module(source: str, program: ExportedProgram) -> tuple[torch.nn.Module, list[str]]:
+    """The program as a module of its tensors alone, in order, and the names of what it returns."""
+    import torch
+
+    keys, spec = program.graph_signature.user_inputs, program.call_spec.in_spec
+    if spec is None or program.call_spec.out_spec is None:
+        raise SourceError(f"{source} does not say how its program is called")
+    with quiet():
+        inner = program.module(check_guards=False)
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *tensors: torch.Tensor) -> Any:
+            remaining = iter(tensors)
+            leaves = [next(remaining) if isinstance(key, str) else key for key in keys]
+            args, kwargs = torch.utils._pytree.tree_unflatten(leaves, spec)
+            return self.inner.forward(*args, **kwargs)  # a call would check the bounds of each Dim
+
+    marks = [torch.empty(0) if isinstance(key, str) else None for key in program.graph_signature.user_outputs]
+    result = torch.utils._pytree.tree_unflatten(marks, program.call_spec.out_spec)
+    return Flat(), list(named_tensors(source, result))
 
 
 def _export_factory(source: str, folder: Path) -> Exported:
@@ -179,11 +302,27 @@ def _cast_to_float32(module: torch.nn.Module, example: ExampleInputs) -> tuple[E
     if not narrow:
         return example, None
     module.float()
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            _retype_constants(part, narrow)
     tensors = {
         name: tensor.float() if tensor.dtype in narrow else tensor for name, tensor in example.tensors.items()
     }
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
     return replace(example, tensors=tensors), f"{names} to float32"
+
+
+def _retype_constants(module: torch.fx.GraphModule, narrow: set[torch.dtype]) -> None:
+    """Replace data types that a traced graph spells out."""
+    import torch
+
+    def retype(value: Any) -> Any:
+        return torch.float32 if isinstance(value, torch.dtype) and value in narrow else value
+
+    for node in module.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, retype)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, retype)
+    module.recompile()
 
 
 def _free_axes(

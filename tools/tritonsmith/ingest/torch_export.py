@@ -6,8 +6,7 @@ one row would freeze its axis (pytorch#148886), so such an axis is repeated to t
 
 Names are the source's: an input is named as the parameter of `forward`, an output as its dictionary
 key or NamedTuple field, `output` where there is one tensor and `output_0`, `output_1` where there are
-several without names. An output that would share an input's name gets `_output` behind it, for an
-ONNX graph has one namespace.
+several without names.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -103,7 +102,7 @@ def export_module(
             found=reason_of(error),
             expected=", ".join(f"{name}: {_kind_of(tensor)}" for name, tensor in tensors.items()),
         ) from error
-    output_names = _apart(list(_named(source, result)), tensors)
+    output_names = list(named_tensors(source, result))
     program = _trace(source, module, example, tensors, free)
     if frozen := _frozen_axes(program, list(tensors), free):
         if must_stay_free:
@@ -122,7 +121,7 @@ def export_module(
         free,
         folder,
         kind=kind,
-        reference=_module_reference(source, module, example, output_names),
+        reference=module_reference(source, module, example),
         options=options,
         ranges=ranges,
         lengths=lengths,
@@ -174,9 +173,47 @@ def finish_export(
     )
 
 
-def output_names_of(source: str, result: Any, input_names: Sequence[str]) -> list[str]:
-    """The names of the tensors in what a module returned, in the order in which torch flattens it."""
-    return _apart(list(_named(source, result)), input_names)
+def named_tensors(source: str, result: Any, name: str = "") -> dict[str, Any]:
+    """The tensors of a result by name, in the order in which torch flattens it; None is no output."""
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return {name or "output": result}
+    if result is None:
+        return {}
+    if isinstance(result, Mapping):
+        parts = list(result.items())
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        parts = list(zip(result._fields, result, strict=True))
+    elif isinstance(result, tuple | list):
+        parts = list(enumerate(result)) if name or len(result) > 1 else [("output", result[0])]
+        name = name or ("output" if len(result) > 1 else "")
+    else:
+        raise SourceError(
+            f"{source} returns something that is no tensor",
+            found=f"{type(result).__name__} as {name or 'the result'}",
+            expected="a tensor, or a tuple, list, dictionary or NamedTuple of tensors",
+        )
+    leaves: dict[str, Any] = {}
+    for key, part in parts:
+        for leaf, tensor in named_tensors(source, part, f"{name}_{key}" if name else str(key)).items():
+            if leaf in leaves:
+                raise SourceError(f"{source} returns two tensors that would both be named {leaf!r}")
+            leaves[leaf] = tensor
+    return leaves
+
+
+def module_reference(source: str, module: Callable[..., Any], example: ExampleInputs) -> Reference:
+    """A module as a function of arrays by input name."""
+    import torch
+
+    def compute(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = {name: tensor_from_array(arrays[name]) for name in example.tensors}
+        with quiet(), torch.no_grad():
+            result = example.call(module, tensors)
+        return {name: array_from_tensor(tensor) for name, tensor in named_tensors(source, result).items()}
+
+    return compute
 
 
 def array_from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
@@ -272,57 +309,11 @@ def _write_onnx(source: str, program: ExportedProgram, path: Path) -> None:
         ) from error
 
 
-def _module_reference(
-    source: str, module: torch.nn.Module, example: ExampleInputs, output_names: Sequence[str]
-) -> Reference:
-    import torch
-
-    def compute(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = {name: tensor_from_array(arrays[name]) for name in example.tensors}
-        with quiet(), torch.no_grad():
-            leaves = _named(source, example.call(module, tensors)).values()
-        return {name: array_from_tensor(leaf) for name, leaf in zip(output_names, leaves, strict=True)}
-
-    return compute
-
-
 def _widen(tensor: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
     for axis in axes:
         if tensor.shape[axis] == 1:
             tensor = tensor.repeat_interleave(2, dim=axis)
     return tensor
-
-
-def _named(source: str, result: Any, name: str = "") -> dict[str, Any]:
-    """The tensors of a result by name, in the order in which torch flattens it; None is no output."""
-    import torch
-
-    if isinstance(result, torch.Tensor):
-        return {name or "output": result}
-    if result is None:
-        return {}
-    if isinstance(result, Mapping):
-        parts = list(result.items())
-    elif isinstance(result, tuple) and hasattr(result, "_fields"):
-        parts = list(zip(result._fields, result, strict=True))
-    elif isinstance(result, tuple | list):
-        parts = list(enumerate(result)) if name or len(result) > 1 else [("output", result[0])]
-        name = name or ("output" if len(result) > 1 else "")
-    else:
-        raise SourceError(
-            f"{source} returns something that is no tensor",
-            found=f"{type(result).__name__} as {name or 'the result'}",
-            expected="a tensor, or a tuple, list, dictionary or NamedTuple of tensors",
-        )
-    leaves: dict[str, Any] = {}
-    for key, part in parts:
-        leaves.update(_named(source, part, f"{name}_{key}" if name else str(key)))
-    return leaves
-
-
-def _apart(names: list[str], taken: Iterable[str]) -> list[str]:
-    others = set(taken)
-    return [f"{name}_output" if name in others else name for name in names]
 
 
 def _spec(name: str, value: Any, symbols: Mapping[str, str]) -> TensorSpec:
