@@ -14,7 +14,8 @@ import triton_python_backend_utils as pb_utils
 
 BFLOAT16 = "TYPE_BF16"
 DLPACK_BFLOAT = 4  # dlpack.h, DLDataTypeCode.kDLBfloat
-CAPSULE_NAME = b"dltensor"
+UNUSED_NAME = b"dltensor"  # dlpack.h and the Python specification of DLPack: the names of a capsule
+USED_NAME = b"used_dltensor"
 
 
 class _DLTensor(ctypes.Structure):
@@ -37,6 +38,12 @@ class _DLTensor(ctypes.Structure):
 _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype = ctypes.c_void_p
 _pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.restype = ctypes.c_int
+_rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 def array_from_tensor(tensor: Any, data_type: str) -> np.ndarray:
@@ -45,7 +52,7 @@ def array_from_tensor(tensor: Any, data_type: str) -> np.ndarray:
         return tensor.as_numpy()
     shape = tuple(tensor.shape())
     capsule = tensor.to_dlpack()
-    inner = _DLTensor.from_address(_pointer_of(capsule, CAPSULE_NAME))
+    inner = _DLTensor.from_address(_pointer_of(capsule, UNUSED_NAME))
     count = int(np.prod(shape, dtype=np.int64))
     if count == 0:
         return np.empty(shape, np.uint16)
@@ -56,7 +63,10 @@ def array_from_tensor(tensor: Any, data_type: str) -> np.ndarray:
 def tensor_from_array(name: str, array: np.ndarray, data_type: str) -> Any:
     if data_type != BFLOAT16:
         return pb_utils.Tensor(name, array)
-    capsule = np.array(array, np.uint16).__dlpack__()  # a copy: DLPack takes no read-only array
-    inner = _DLTensor.from_address(_pointer_of(capsule, CAPSULE_NAME))
-    inner.code = DLPACK_BFLOAT
-    return pb_utils.Tensor.from_dlpack(name, capsule)
+    owner = np.array(array, np.uint16).__dlpack__()  # a copy: DLPack takes no read-only array
+    pointer = _pointer_of(owner, UNUSED_NAME)
+    _DLTensor.from_address(pointer).code = DLPACK_BFLOAT
+    # The stub gives a used capsule a name of its own, at which numpy's would never be freed. So the stub
+    # gets a bare capsule, and numpy's is marked as used; the stub calls numpy's deleter in the end.
+    _rename(owner, USED_NAME)
+    return pb_utils.Tensor.from_dlpack(name, _new_capsule(pointer, UNUSED_NAME, None))
