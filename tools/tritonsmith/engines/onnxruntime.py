@@ -14,7 +14,7 @@ from tritonsmith import dtypes
 from tritonsmith.engines import Arrays
 from tritonsmith.errors import EngineError
 
-ERRORS_ONLY = 3  # OrtLoggingLevel
+ERRORS_ONLY, FATAL_ONLY = 3, 4  # OrtLoggingLevel; what is an error to a session is raised, in the same words
 PROVIDERS = ["CPUExecutionProvider"]
 BFLOAT16 = dtypes.BY_NAME["bfloat16"]
 ORT_BFLOAT16 = "tensor(bfloat16)"
@@ -85,7 +85,7 @@ def open_onnxruntime(path: Path, *, threads: int | None = None) -> OnnxRuntimeSe
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = threads

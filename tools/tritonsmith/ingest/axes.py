@@ -39,10 +39,28 @@ def name_axes(exported: Exported) -> Exported:
             for index, axis in enumerate(spec.shape)
         ]
         outputs.append(replace(spec, shape=tuple(shape)))
+    return rename_axes(replace(exported, outputs=tuple(outputs)), renamed)
+
+
+def tied_axes(before: Exported, after: Exported, runs: Sequence[Mapping[str, int]]) -> dict[str, str]:
+    """Names that `name_axes` made up for axes that had one length in every run, by the one name to keep.
+
+    Axes of different names are drawn with different lengths as long as the source takes that.
+    """
+    given = {axis for spec in before.inputs for axis in spec.shape}
+    named = [axis for spec in after.inputs for axis in spec.shape if isinstance(axis, str)]
+    ours = [axis for axis in dict.fromkeys(named) if axis not in given]
+    if len(ours) < 2 or any(len({axes[name] for name in ours}) > 1 for axes in runs):
+        return {}
+    return dict.fromkeys(ours[1:], ours[0])
+
+
+def rename_axes(exported: Exported, names: Mapping[str, str]) -> Exported:
+    """The same signature with its free axes renamed."""
     return replace(
         exported,
-        inputs=tuple(_renamed(spec, renamed) for spec in exported.inputs),
-        outputs=tuple(_renamed(spec, renamed) for spec in outputs),
+        inputs=tuple(_renamed(spec, names) for spec in exported.inputs),
+        outputs=tuple(_renamed(spec, names) for spec in exported.outputs),
     )
 
 

@@ -64,7 +64,7 @@ def fit_opset(model: onnx.ModelProto, options: ConvertOptions) -> onnx.ModelProt
         return model
     try:
         return version_converter.convert_version(model, wanted)
-    except (RuntimeError, onnx.checker.ValidationError) as error:
+    except (RuntimeError, version_converter.ConvertError) as error:
         if options.opset is None and found < wanted:
             return model
         raise SourceError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tritonsmith.artifact import Artifact, Step, tool_versions
 from tritonsmith.errors import EngineError, ParityError, SourceError, UsageError
 from tritonsmith.files import refuse_overwrite, staging_folder
-from tritonsmith.ingest.axes import match_output_axes, name_axes, set_shapes
+from tritonsmith.ingest.axes import match_output_axes, name_axes, rename_axes, set_shapes, tied_axes
 from tritonsmith.ingest.clean import clean_metadata, fit_ir_version, fit_opset, inline_functions
 from tritonsmith.ingest.parity import Case, Parity, compare_cases, draw_cases
 from tritonsmith.ingest.rename import set_names
@@ -153,12 +153,19 @@ def _write_plain(
 ) -> tuple[Exported, tuple[Case, ...]]:
     """Write the clean graph; the export with its axes named, and the source's answers, come back."""
     model = inline_functions(load_editable(exported.raw))
-    exported = name_axes(separate_names(exported))
+    before = separate_names(exported)
+    exported = name_axes(before)
     set_names(model, [spec.name for spec in exported.inputs], [spec.name for spec in exported.outputs])
     ranges = index_ranges(model, exported.inputs)
     cases = draw_cases(exported, ranges=ranges, seed=options.seed)
+    tied = tied_axes(before, exported, [case.axes for case in cases])
+    exported = rename_axes(exported, tied)
+    cases = tuple(
+        replace(case, axes={tied.get(n, n): length for n, length in case.axes.items()}) for case in cases
+    )
     exported = match_output_axes(exported, [(case.axes, case.expected) for case in cases])
     clean_metadata(model)
+    fit_ir_version(model, options.server)  # first: the converter wants weights of IR 3 among the inputs
     model = fit_opset(model, options)
     fit_ir_version(model, options.server)
     set_shapes(model, exported)
