@@ -21,13 +21,26 @@ DEFAULT_MAX_BATCH_SIZE = 8
 HEADER = "# Written by tritonsmith from the model and its recipe. Change those, not this file.\n"
 READING_ORDER = ("name", "platform", "backend", "max_batch_size", "input", "output")
 
-# Fields that a [config] table cannot set, and what sets them.
+# Fields that a [config] table cannot set, and what to do instead.
 DERIVED_FIELDS = {
-    "name": "[model] name",
-    "platform": "[model] backend",
-    "backend": "[model] backend",
-    "max_batch_size": "[model] max_batch_size",
-    "ensemble_scheduling": "[[ensemble]]",
+    "name": "it is [model] name",
+    "platform": "it follows from [model] backend",
+    "backend": "it is [model] backend",
+    "max_batch_size": "it is [model] max_batch_size",
+    "ensemble_scheduling": "write an [[ensemble]]",
+}
+ENSEMBLE_FIELDS = {
+    "name": "it is the ensemble's name",
+    "platform": 'it is always "ensemble"',
+    "backend": "an ensemble has none",
+    "max_batch_size": "it is the smallest of the steps",
+    "input": "inputs are derived from the steps",
+    "output": "outputs are derived from the steps",
+    "dynamic_batching": "set it on the steps; an ensemble forms no batches",
+    "sequence_batching": "set it on a step",
+    "instance_group": "set it on the steps; an ensemble has no instances",
+    "optimization": "set it on the steps",
+    "model_warmup": "set it on the steps",
 }
 _DERIVED_TENSOR_FIELDS = ("data_type", "dims", "reshape", "label_filename")
 
@@ -75,13 +88,14 @@ def fill_config(config: model_config_pb2.ModelConfig, extra: Mapping[str, Json])
     fill_message(config, {key: value for key, value in extra.items() if key not in ("input", "output")})
 
 
-def check_config_table(extra: Mapping[str, Json]) -> None:
+def check_config_table(extra: Mapping[str, Json], *, ensemble: bool = False, place: str = "config") -> None:
     """Raise RecipeError for what is wrong with a [config] table whatever the model is."""
-    for key, setter in DERIVED_FIELDS.items():
+    refused = ENSEMBLE_FIELDS if ensemble else DERIVED_FIELDS
+    for key, reason in refused.items():
         if key in extra:
-            raise RecipeError(f"config.{key} cannot be set", fix=f"it comes from {setter}")
+            raise RecipeError(f"{place}.{key} cannot be set", fix=reason)
     rest = {key: value for key, value in extra.items() if key not in ("input", "output")}
-    fill_message(model_config_pb2.ModelConfig(), rest)
+    fill_message(model_config_pb2.ModelConfig(), rest, place=place)
 
 
 def add_labels(config: model_config_pb2.ModelConfig, labels: Mapping[str, str]) -> None:
