@@ -81,7 +81,7 @@ def _export(kind: str, source: str, folder: Path, options: ConvertOptions) -> Ex
 
         return export_keras(path, folder, options)
     if kind == "saved-model":
-        from tritonsmith.ingest.keras import export_saved_model
+        from tritonsmith.ingest.saved_model import export_saved_model
 
         return export_saved_model(path, folder, options)
     if kind in ("torch", "torch-factory"):

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import builtins
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonsmith.artifact import Json
 from tritonsmith.errors import MissingExtraError, SourceError
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK"
-MIXED_POLICIES = ("mixed_float16", "mixed_bfloat16")
 SUFFIXES = {"hdf5": (".h5", ".hdf5"), "zip": (".keras",)}
+MEMBERS = frozenset({"config.json", "metadata.json", "model.weights.h5"})
+MIXED_POLICIES = ("mixed_float16", "mixed_bfloat16")
 
-# Where Keras's own classes live; anything else is code of the user's, which only the user may name.
-KERAS_PACKAGES = ("keras", "tf_keras", "keras_core")
+# A configuration may name classes and functions of Keras itself; all else is the user's own code.
+KERAS_PACKAGES = ("keras", "tf_keras")
+# Parts of Keras that a model's layers have no use for, and that read files or the network.
+FOREIGN_PARTS = frozenset({"utils", "saving", "config", "datasets", "export", "preprocessing"})
+# Classes whose configuration is marshalled or pickled Python.
+CODE_CLASSES = {
+    "Lambda": "Lambda layer",
+    "__lambda__": "Python lambda in layer",
+    "TorchModuleWrapper": "pickled torch module in layer",
+}
+CODE_TYPES = ("function_type", "output_shape_type", "mask_type", "arguments_type")
+
+Node = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +41,7 @@ class KerasFile:
     path: Path
     form: str  # "hdf5" or "zip"
     keras_version: str
-    config: Json
+    config: Node
 
     @property
     def is_keras_2(self) -> bool:
@@ -47,49 +60,51 @@ def read_keras_file(path: Path) -> KerasFile:
         config = json.loads(text)
     except ValueError as error:
         raise SourceError(f"{path}: the model's configuration is not JSON", found=error) from error
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise SourceError(f"{path}: the model's configuration names no class", found=text[:80])
     return KerasFile(path=path, form=form, keras_version=keras_version, config=config)
 
 
 def refuse_code(file: KerasFile) -> None:
-    """Raise SourceError where the configuration holds Python code: a Lambda layer or a pickled lambda."""
+    """Raise SourceError where the configuration holds Python code: a Lambda layer, a pickled lambda."""
     for node, layer in _nodes(file.config):
-        marshalled = node.get("class_name") == "__lambda__" or "lambda" in (
-            node.get("function_type"),
-            node.get("output_shape_type"),
-            node.get("mask_type"),
-        )
-        if node.get("class_name") == "Lambda" or marshalled:
-            kind = "Lambda layer" if node.get("class_name") == "Lambda" else "Python lambda in layer"
+        kind = CODE_CLASSES.get(str(node.get("class_name")))
+        if kind is None and any(node.get(key) == "lambda" for key in CODE_TYPES):
+            kind = "Python lambda in layer"
+        if kind is not None:
             raise SourceError(
                 f"{file.path} holds Python code, which loading would run",
-                found=f"{kind} {layer or 'without a name'!r}",
+                found=f"{kind} {layer!r}",
                 fix="add --allow-code if you trust whoever made this file",
             )
 
 
-def refuse_unknown_classes(file: KerasFile, custom_names: frozenset[str]) -> None:
-    """Raise SourceError where the configuration names a class that is neither Keras's nor supplied.
+def refuse_foreign(file: KerasFile, layer_names: frozenset[str], custom_names: frozenset[str]) -> None:
+    """Raise SourceError where a class or function is neither Keras's nor supplied by the user.
 
-    Keras would import the module that the file names; a file does not get to choose that.
+    tf_keras would import whatever module the file names; a file does not get to choose that.
+    `layer_names` are Keras's own layers and models, by which files without module names are judged.
     """
+    layers = {id(layer) for node, _ in _nodes(file.config) for layer in _layers_of(node)}
     for node, layer in _nodes(file.config):
-        module, name = node.get("module"), node.get("class_name")
-        if not isinstance(module, str) or not isinstance(name, str):
+        name, module = node.get("class_name"), node.get("module")
+        if not isinstance(name, str) or name.startswith("__"):
             continue
-        if module == "builtins" or module.partition(".")[0] in KERAS_PACKAGES:
-            continue
+        if name == "function" and isinstance(node.get("config"), str):
+            name = node["config"]
         registered = str(node.get("registered_name") or "")
-        if not {name, registered, registered.rpartition(">")[2]} & custom_names:
-            raise custom_class_error(file.path, f"{module}.{name}", layer, module=module)
-
-
-def custom_class_error(path: Path, name: str, layer: str | None, *, module: str | None) -> SourceError:
-    return SourceError(
-        f"{path} uses the class {name}, which is not part of Keras",
-        found=f"in layer {layer!r}" if layer else None,
-        fix=f"add --custom-objects package.module, naming the module that defines it"
-        + (f" (the file says {module})" if module else ""),
-    )
+        if {name, registered, registered.rpartition(">")[2]} & custom_names:
+            continue
+        if isinstance(module, str):
+            known = _is_kerass_own(module, name)
+        else:
+            known = name in layer_names or not (id(node) in layers or ">" in registered)
+        if not known:
+            raise SourceError(
+                f"{file.path} uses {name!r}, which is not part of Keras",
+                found=f"{module}.{name} in layer {layer!r}" if module else f"layer {layer!r}",
+                fix="add --custom-objects package.module, naming the Python module that defines it",
+            )
 
 
 def mixed_policy_of(file: KerasFile) -> str | None:
@@ -99,9 +114,7 @@ def mixed_policy_of(file: KerasFile) -> str | None:
 
 
 def copy_in_float32(file: KerasFile, folder: Path) -> Path:
-    """A copy whose layers compute in float32 instead of under a mixed-precision policy."""
-    import shutil
-
+    """A copy of the file whose layers compute in float32 instead of under a mixed-precision policy."""
     text = json.dumps(file.config)
     for policy in MIXED_POLICIES:
         text = text.replace(f'"{policy}"', '"float32"')
@@ -133,11 +146,11 @@ def _form_of(path: Path) -> str:
             found=f"a file that starts with {head!r}",
             expected="HDF5 (.h5) or a zip (.keras)",
         )
-    if path.suffix not in SUFFIXES[form]:
+    if path.suffix.lower() not in SUFFIXES[form]:
         raise SourceError(
             f"{path} is not what its name says",
             found="HDF5 content" if form == "hdf5" else "a zip",
-            fix=f"rename it to end in {SUFFIXES[form][0]}, if it is a Keras model",
+            fix=f"if it is a Keras model, rename it to end in {SUFFIXES[form][0]}",
         )
     return form
 
@@ -159,7 +172,7 @@ def _read_hdf5(path: Path) -> tuple[str, str]:
             f"{path} holds no model",
             found="weights alone" if members else "an HDF5 file with nothing in it",
             expected="the attribute 'model_config', which model.save() writes",
-            fix="build the model in Python, model.load_weights(...) this file, then model.save('model.keras')",
+            fix="build the model in Python, model.load_weights() this file, then model.save('model.keras')",
         )
     return _text(version), _text(config)
 
@@ -167,8 +180,7 @@ def _read_hdf5(path: Path) -> tuple[str, str]:
 def _read_zip(path: Path) -> tuple[str, str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = set(archive.namelist())
-            if missing := {"config.json", "metadata.json", "model.weights.h5"} - names:
+            if missing := MEMBERS - set(archive.namelist()):
                 raise SourceError(
                     f"{path} is a zip, but no Keras model",
                     found=f"no {', '.join(sorted(missing))} in it",
@@ -177,25 +189,48 @@ def _read_zip(path: Path) -> tuple[str, str]:
             if broken := archive.testzip():
                 raise SourceError(f"{path} is damaged", found=f"a wrong checksum of {broken}")
             metadata = json.loads(archive.read("metadata.json"))
-            return str(metadata.get("keras_version", "3")), archive.read("config.json").decode()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            text = archive.read("config.json").decode()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{path} cannot be read as .keras; is it truncated?", found=error) from error
+    return str(metadata.get("keras_version", "3")), text
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _nodes(value: Json, layer: str | None = None) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """Every dictionary of a configuration, however deep, with the name of the layer that it is in."""
-    stack = [(value, layer)]
+def _is_kerass_own(module: str, name: str) -> bool:
+    package, *parts = module.split(".")
+    if module == "builtins":
+        return not hasattr(builtins, name)  # else tf_keras would hand out exec, eval, open
+    return package in KERAS_PACKAGES and not FOREIGN_PARTS & set(parts)
+
+
+def _layers_of(node: Node) -> list[Node]:
+    """The layers that a node holds directly: a model's list, a wrapper's `layer`, the root itself."""
+    inner = node.get("config")
+    if not isinstance(inner, dict):
+        return []
+    listed = inner.get("layers")
+    held = [*listed] if isinstance(listed, list) else []
+    held += [inner.get(key) for key in ("layer", "backward_layer", "cell")]
+    return [item for item in held if isinstance(item, dict)]
+
+
+def _nodes(config: Node) -> Iterator[tuple[Node, str | None]]:
+    """Every dictionary of a configuration, however deep, with the name of the layer that it is in.
+
+    How the model was compiled is left out at the root: nothing of it is loaded.
+    """
+    root = {key: value for key, value in config.items() if key != "compile_config"}
+    stack: list[tuple[Any, str | None]] = [(root, None)]
     while stack:
-        current, name = stack.pop()
+        current, layer = stack.pop()
         if isinstance(current, dict):
             inner = current.get("config")
             if "class_name" in current and isinstance(inner, dict) and isinstance(inner.get("name"), str):
-                name = inner["name"]
-            yield current, name
-            stack.extend((child, name) for child in reversed(list(current.values())))
+                layer = inner["name"]
+            yield current, layer
+            stack.extend((child, layer) for child in reversed(list(current.values())))
         elif isinstance(current, list):
-            stack.extend((child, name) for child in reversed(current))
+            stack.extend((child, layer) for child in reversed(current))

@@ -6,42 +6,52 @@ import importlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from tritonsmith import dtypes
 from tritonsmith.artifact import BATCH_AXIS, Json, TensorSpec, tool_versions
 from tritonsmith.errors import MissingExtraError, SourceError
-from tritonsmith.ingest.source import ConvertOptions, Exported
-from tritonsmith.onnx_model import load_model, save_model
+from tritonsmith.ingest.source import ConvertOptions, Exported, Reference
+from tritonsmith.onnx_model import save_model
 
-OPSET_OF_TF2ONNX = 18  # the newest that tf2onnx 1.17 writes
+Shape = tuple[int | None, ...]
+
+NEWEST_OPSET = 18  # that tf2onnx 1.17 writes
 TOOLS = ("tensorflow", "tensorflow-cpu", "keras", "tf-keras", "tf2onnx")
+LOGGERS = ("tensorflow", "absl", "tf2onnx")
+# Operations that reach out of the graph: a model is not run, not even to compare, where it holds one.
+OUTSIDE_WORDS = ("File", "PyFunc", "SaveV2", "RestoreV2", "Checkpoint", "Socket", "RemoteCall")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """An input of a source: None is an axis that is free."""
+    """An input of a source; None is an axis that is free."""
 
     name: str
     dtype: str
-    shape: tuple[int | None, ...]
+    shape: Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlatFunction:
-    """What a source computes, on lists of tensors in the order of its names."""
+    """What a source computes, on lists of tensors in the order of its names.
+
+    `while_traced` surrounds the export alone: a source may take another form there.
+    """
 
     source: Path
     inputs: tuple[Port, ...]
     output_names: tuple[str, ...]
     call: Callable[[list[Any]], list[Any]]
+    while_traced: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def import_framework(name: str, source: Path) -> Any:
@@ -54,20 +64,24 @@ def import_framework(name: str, source: Path) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
-        with _native_stderr_held(source):
+        with _native_stderr_held():
             importlib.import_module("tensorflow")
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         package = (error.name or name).partition(".")[0]
         raise MissingExtraError(f"cannot read {source}", package=package, extra="keras") from error
-    for logger in ("tensorflow", "absl", "tf2onnx"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    except ImportError as error:
+        raise SourceError(
+            f"cannot read {source}", found=f"{name} is broken: {first_line(error)}", fix=f"reinstall {name}"
+        ) from error
+    for logger in LOGGERS:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
     if name == "keras" and (backend := module.backend.backend()) != "tensorflow":
         raise SourceError(
             f"cannot read {source}",
             found=f"Keras runs on {backend} in this process",
             expected="the TensorFlow backend",
-            fix="set KERAS_BACKEND=tensorflow before the start, and import keras nowhere before it",
+            fix="set KERAS_BACKEND=tensorflow, and import keras nowhere before",
         )
     return module
 
@@ -75,38 +89,21 @@ def import_framework(name: str, source: Path) -> Any:
 def export_flat(
     function: FlatFunction, folder: Path, options: ConvertOptions, *, kind: str, notes: Mapping[str, Json]
 ) -> Exported:
-    """Trace `function`, write `raw.onnx` into `folder`, and say what went in and out.
+    """Trace `function`, write `raw.onnx` into `folder`, and say what goes in and out.
 
     Raises:
-        SourceError: TensorFlow cannot trace it, or tf2onnx cannot convert one of its operations.
+        SourceError: TensorFlow cannot trace it, it reaches for files or Python, or tf2onnx cannot
+            convert one of its operations.
     """
     tf = import_framework("tensorflow", function.source)
-    tf2onnx = import_framework("tf2onnx", function.source)
-    signature = [
-        tf.TensorSpec(port.shape, tf.as_dtype(port.dtype), name=f"input_{index:03d}")
-        for index, port in enumerate(function.inputs)
-    ]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def traced(*tensors: Any) -> dict[str, Any]:
-        outputs = function.call(list(tensors))
-        return {f"output_{index:03d}": tf.identity(value) for index, value in enumerate(outputs)}
-
-    opset = min(options.opset or OPSET_OF_TF2ONNX, OPSET_OF_TF2ONNX)
-    model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=opset)
+    traced, signature = _trace(tf, function)
+    concrete = traced.get_concrete_function()
+    _refuse_outside(function.source, concrete)
+    opset = min(options.opset or NEWEST_OPSET, NEWEST_OPSET)
     raw = folder / "raw.onnx"
-    save_model(model, raw)
-    inputs = tuple(
-        TensorSpec(name=port.name, dtype=port.dtype, shape=_axes(port.name, port.shape))
-        for port in function.inputs
-    )
-    structured = traced.get_concrete_function().structured_outputs
-    outputs = tuple(
-        TensorSpec(name=name, dtype=tensor.dtype.name, shape=_axes(name, tuple(tensor.shape)))
-        for name, tensor in zip(
-            function.output_names, (structured[k] for k in sorted(structured)), strict=True
-        )
-    )
+    save_model(_convert(function.source, traced, signature, opset), raw)
+    inputs = tuple(_spec(port.name, port.dtype, port.shape) for port in function.inputs)
+    outputs = _output_specs(function, concrete)
     return Exported(
         kind=kind,
         raw=raw,
@@ -119,27 +116,115 @@ def export_flat(
     )
 
 
-def _axes(name: str, shape: Sequence[int | None]) -> tuple[int | str, ...]:
-    return tuple(
-        size if size is not None else BATCH_AXIS if axis == 0 else f"{name}_{axis}"
-        for axis, size in enumerate(shape)
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something, cut to a readable length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _trace(tf: Any, function: FlatFunction) -> tuple[Any, list[Any]]:
+    """The function as a tf.function with a fixed signature; tensors are named by their place."""
+    signature = [
+        tf.TensorSpec(port.shape, tf.as_dtype(port.dtype), name=f"input_{index:03d}")
+        for index, port in enumerate(function.inputs)
+    ]
+
+    def compute(*tensors: Any) -> dict[str, Any]:
+        outputs = function.call(list(tensors))
+        return {f"output_{index:03d}": tf.identity(value) for index, value in enumerate(outputs)}
+
+    traced = tf.function(compute, input_signature=signature)
+    try:
+        with function.while_traced():
+            traced.get_concrete_function()
+    except Exception as error:
+        raise SourceError(
+            f"{function.source} cannot be traced by TensorFlow", found=first_line(error)
+        ) from error
+    return traced, signature
+
+
+def _refuse_outside(source: Path, concrete: Any) -> None:
+    graph = concrete.graph.as_graph_def()
+    nodes = [*graph.node, *(node for inner in graph.library.function for node in inner.node_def)]
+    if outside := sorted({node.op for node in nodes if any(word in node.op for word in OUTSIDE_WORDS)}):
+        raise SourceError(
+            f"{source} reaches out of its graph, to files or to Python",
+            found=", ".join(outside),
+            expected="a model that only computes",
+            fix="save the part of the model that computes, without these operations",
+        )
+
+
+def _output_specs(function: FlatFunction, concrete: Any) -> tuple[TensorSpec, ...]:
+    structured = concrete.structured_outputs
+    specs = []
+    for name, key in zip(function.output_names, sorted(structured), strict=True):
+        tensor = structured[key]
+        if tensor.dtype.name not in dtypes.BY_NAME:
+            raise SourceError(
+                f"{function.source}: output {name!r} has a data type that Triton cannot serve",
+                found=tensor.dtype.name,
+            )
+        if tensor.shape.rank is None:
+            raise SourceError(
+                f"{function.source}: output {name!r} has no rank",
+                fix="give it one in the model, for example with tf.ensure_shape",
+            )
+        specs.append(_spec(name, tensor.dtype.name, tuple(tensor.shape)))
+    return tuple(specs)
+
+
+def _spec(name: str, dtype: str, shape: Shape) -> TensorSpec:
+    """A free axis 0 is the batch; other free axes have no name in TensorFlow."""
+    axes = (
+        length if length is not None else BATCH_AXIS if axis == 0 else f"{name}_{axis}"
+        for axis, length in enumerate(shape)
     )
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(axes))
 
 
-def _reference(
-    tf: Any, function: FlatFunction
-) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+def _convert(source: Path, traced: Any, signature: list[Any], opset: int) -> onnx.ModelProto:
+    tf2onnx = import_framework("tf2onnx", source)
+    model: onnx.ModelProto
+    try:
+        model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=opset)
+    except Exception as error:
+        raise SourceError(
+            f"{source} cannot be converted to ONNX by tf2onnx", found=first_line(error)
+        ) from error
+    if unknown := sorted(_unknown_operators(model.graph, opset)):
+        raise SourceError(
+            f"{source} uses TensorFlow operations that tf2onnx cannot convert",
+            found=", ".join(unknown),
+            fix="move them out of the model, for example into a Python stage before or after it",
+        )
+    return model
+
+
+def _unknown_operators(graph: onnx.GraphProto, opset: int) -> set[str]:
+    unknown = set()
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type, opset):
+            unknown.add(node.op_type)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                unknown |= _unknown_operators(attribute.g, opset)
+    return unknown
+
+
+def _reference(tf: Any, function: FlatFunction) -> Reference:
     def compute(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [tf.constant(arrays[port.name], dtype=tf.as_dtype(port.dtype)) for port in function.inputs]
-        values = function.call(tensors)
-        return {name: np.asarray(value) for name, value in zip(function.output_names, values, strict=True)}
+        answers = [np.asarray(value) for value in function.call(tensors)]
+        return dict(zip(function.output_names, answers, strict=True))
 
     return compute
 
 
 @contextmanager
-def _native_stderr_held(source: Path) -> Iterator[None]:
-    """Keep what C++ code writes to file descriptor 2 off the terminal; TF_CPP_MIN_LOG_LEVEL is read too late."""
+def _native_stderr_held() -> Iterator[None]:
+    """Keep what C++ code prints while it is imported off the terminal; no setting reaches it so early."""
     with tempfile.TemporaryFile() as held:
         kept = os.dup(2)
         os.dup2(held.fileno(), 2)
