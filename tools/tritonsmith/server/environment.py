@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -39,8 +38,11 @@ TRITON_WHEEL = "nvidia-pytriton==0.7.0"
 BASE_PINS = Path(__file__).with_name("requirements.txt")
 
 # Raise it when what this module lays down changes: old environments are then left alone.
-_LAYOUT = 1
+_LAYOUT = 3
 _RECORD = "environment.json"
+
+# Triton's stub starts Python with the C locale whatever LC_ALL and PYTHONUTF8 say: text would be ASCII.
+_LOCALE = "import locale; locale.setlocale(locale.LC_CTYPE, 'C.UTF-8')\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +53,8 @@ class ServerEnvironment:
     python: Path  # of the venv that models run in
     python_version: str  # "3.11.7"
     tritonserver: Path
-    library_folders: tuple[Path, ...]  # for LD_LIBRARY_PATH, in order
+    python_library_folder: Path  # holds libpython alone; first on LD_LIBRARY_PATH
+    library_folder: Path  # what tritonserver is linked with; second
     backends: Path  # holds python/
     caches: Path  # for --cache-directory
     requirements: tuple[str, ...]  # beyond the base pins
@@ -117,21 +120,22 @@ def _read(folder: Path) -> ServerEnvironment | None:
     """The record of a complete environment; None where it, or a part that it names, is missing."""
     try:
         said = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        environment = ServerEnvironment(
+            folder=folder,
+            python=Path(said["python"]),
+            python_version=said["python_version"],
+            tritonserver=Path(said["tritonserver"]),
+            python_library_folder=Path(said["python_library_folder"]),
+            library_folder=Path(said["library_folder"]),
+            backends=Path(said["backends"]),
+            caches=Path(said["caches"]),
+            requirements=tuple(said["requirements"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    environment = ServerEnvironment(
-        folder=folder,
-        python=Path(said["python"]),
-        python_version=said["python_version"],
-        tritonserver=Path(said["tritonserver"]),
-        library_folders=tuple(map(Path, said["library_folders"])),
-        backends=Path(said["backends"]),
-        caches=Path(said["caches"]),
-        requirements=tuple(said["requirements"]),
-    )
-    libraries = [next(environment.library_folders[0].iterdir(), Path())]
-    needed = [environment.python, environment.tritonserver, environment.backends / "python", *libraries]
-    return environment if all(path.exists() for path in needed) else None
+    libpython = list(environment.python_library_folder.glob("libpython*"))
+    needed = [environment.python, environment.tritonserver, environment.backends / "python", *libpython]
+    return environment if libpython and all(path.exists() for path in needed) else None
 
 
 def _build(
@@ -172,6 +176,7 @@ def _build_base(folder: Path, *, say: Callable[[str], None]) -> ServerEnvironmen
         scratch=folder / "tmp",
         what="cannot install the server's packages",
     )
+    _site_packages(python).joinpath("tritonsmith_locale.pth").write_text(_LOCALE, encoding="utf-8")
     return _lay_triton(folder, python, interpreter, wheel)
 
 
@@ -187,7 +192,7 @@ def _build_layer(
     if done.returncode != 0:
         raise ProvisionError(f"cannot make a virtual environment in {folder}", found=done.stderr.strip())
     _site_packages(python).joinpath("tritonsmith_base.pth").write_text(
-        f"{_site_packages(base.python)}\n", encoding="utf-8"
+        f"import site; site.addsitedir({str(_site_packages(base.python))!r})\n", encoding="utf-8"
     )
     wanted = folder / "requirements.txt"
     wanted.write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
@@ -202,7 +207,8 @@ def _build_layer(
         python=python,
         python_version=base.python_version,
         tritonserver=base.tritonserver,
-        library_folders=base.library_folders,
+        python_library_folder=base.python_library_folder,
+        library_folder=base.library_folder,
         backends=base.backends,
         caches=base.caches,
         requirements=requirements,
@@ -261,13 +267,14 @@ def _lay_triton(folder: Path, python: Path, interpreter: Interpreter, wheel: Pat
     )
     libraries = folder / "triton" / "lib"
     libraries.mkdir()
-    os.symlink(interpreter.library, libraries / interpreter.library.name)
+    (libraries / interpreter.library.name).symlink_to(interpreter.library)
     return ServerEnvironment(
         folder=folder,
         python=python,
         python_version=interpreter.version,
         tritonserver=triton / "bin" / "tritonserver",
-        library_folders=(libraries, wheel / "nvidia_pytriton.libs"),
+        python_library_folder=libraries,
+        library_folder=wheel / "nvidia_pytriton.libs",
         backends=backend.parent,
         caches=triton / "caches",
         requirements=(),

@@ -89,28 +89,33 @@ def unpack_wheel(
 ) -> Path:
     """Download the wheel of `requirement` alone, unpack it as `folder`, and return `folder`.
 
-    Nothing is installed and no code of the wheel runs. A `folder` that exists is complete and is kept.
-    `python` is the interpreter whose pip downloads (the running one by default). Raises ProvisionError.
+    Nothing is installed and no code of the wheel runs. A `folder` that holds anything is complete and is
+    kept. `python` is the interpreter whose pip downloads (the running one by default). Raises ProvisionError.
     """
-    if folder.is_dir():
+    if _is_filled(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f"{folder.name}.lock", say=say):
-        if folder.is_dir():
-            return folder
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
-            say(f"downloading {requirement}")
-            wheels = Path(partial, "wheels")
-            run_pip(
-                python or Path(sys.executable),
-                ["download", "--no-deps", "--only-binary=:all:", "--dest", str(wheels), requirement],
-                scratch=Path(partial),
-                what=f"cannot download {requirement}",
-            )
-            unpacked = Path(partial, "unpacked")
-            _unzip(next(iter(wheels.glob("*.whl"))), unpacked)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        say(f"downloading {requirement}")
+        wheels = Path(partial, "wheels")
+        run_pip(
+            python or Path(sys.executable),
+            ["download", "--no-deps", "--only-binary=:all:", "--dest", str(wheels), requirement],
+            scratch=Path(partial),
+            what=f"cannot download {requirement}",
+        )
+        unpacked = Path(partial, "unpacked")
+        _unzip(next(iter(wheels.glob("*.whl"))), unpacked)
+        try:
             unpacked.replace(folder)
+        except OSError:
+            if not _is_filled(folder):  # else another process was faster
+                raise
     return folder
+
+
+def _is_filled(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _unzip(wheel: Path, folder: Path) -> None:
@@ -192,11 +197,13 @@ def _relevant_lines(text: str, *, limit: int = 12) -> str:
 
 def _pip_fix(output: str) -> str:
     if "No module named pip" in output:
-        return f"install pip, or on Debian and Ubuntu: apt-get install python3-pip python3-venv ({sys.executable})"
+        return "install pip; on Debian and Ubuntu: apt-get install python3-pip python3-venv"
     if "No space left on device" in output:
         return f"free some space, or set {CACHE_VARIABLE} to a folder with more (about 1 GB is needed)"
     if "ResolutionImpossible" in output or "conflict" in output:
         return "change the package that conflicts in the models' requirements.txt (the server needs numpy<2)"
     if "No matching distribution" in output or "Could not find a version" in output:
-        return "check the name and version, that the package index can be reached, and that glibc is 2.35 or newer"
+        return (
+            "check the name and version, that the package index is in reach, and that glibc is 2.35 or newer"
+        )
     return "check that the package index can be reached (pip config list), then run the same command again"

@@ -1,0 +1,264 @@
+"""One tritonserver process with everything that belongs to it, from its start to its last trace."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from tritonsmith.errors import ServerError
+from tritonsmith.server.environment import ServerEnvironment
+from tritonsmith.server.provision import cache_folder, clean_environment
+
+BACKENDS = Path(__file__).with_name("backends")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_SHM = Path("/dev/shm")  # noqa: S108 - where Triton's stub keeps its segments
+_STALE_AFTER_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """What a run keeps on disk: backends/, tmp/, the log, and a lock that says that it is alive."""
+
+    path: Path
+    lock: int  # file descriptor
+
+    @property
+    def log(self) -> Path:
+        return self.path / "tritonserver.log"
+
+    @property
+    def shm_prefix(self) -> str:
+        return shm_prefix(self.path)
+
+
+def shm_prefix(folder: Path) -> str:
+    return f"tritonsmith-{folder.name}-"
+
+
+class Launch:
+    """A running tritonserver under its supervisor. Use as a context manager: leaving it leaves nothing."""
+
+    def __init__(
+        self, environment: ServerEnvironment, arguments: Sequence[str], *, exit_timeout_s: float
+    ) -> None:
+        self._exit_timeout_s = exit_timeout_s
+        self._folder = _make_run_folder(environment)
+        self._pid: int | None = None
+        self._code: int | None = None
+        self._started = threading.Event()
+        self._exited = threading.Event()
+        self._log = ""
+        self._closed = False
+        order = {
+            "command": [
+                str(environment.tritonserver),
+                *arguments,
+                *_common_arguments(environment, self._folder),
+                f"--exit-timeout-secs={max(1, round(exit_timeout_s))}",
+            ],
+            "environment": _server_variables(environment, self._folder.path),
+            "folder": str(self._folder.path),
+            "log": str(self._folder.log),
+            "shm_prefix": self._folder.shm_prefix,
+            "exit_timeout_s": exit_timeout_s,
+        }
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_SUPERVISOR)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            pass_fds=(self._folder.lock,),
+            start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which then stops it
+        )
+        os.close(self._folder.lock)  # the supervisor holds it from here on
+        self._say(json.dumps(order))
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._started.wait()
+
+    def __enter__(self) -> Launch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Of tritonserver itself."""
+        if self._pid is None:
+            raise ServerError("tritonserver could not be started", found=self.read_log() or "no output")
+        return self._pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._code if self._exited.is_set() else None
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait for the end; the exit code, or None where it still runs after `timeout_s`."""
+        self._exited.wait(timeout_s)
+        return self.exit_code
+
+    def read_log(self) -> str:
+        """Everything that the server and its models printed so far; also after the end."""
+        if not self._closed:
+            try:
+                self._log = self._folder.log.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                return self._log
+        return self._log
+
+    def stop(self) -> int | None:
+        """Let it finish what it answers, then end it; killed past its time-out. Returns the exit code."""
+        self._say("stop")
+        if self.wait(self._exit_timeout_s + 5) is None:
+            self._say("kill")
+            self.wait(5)
+        return self.exit_code
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._say("kill")
+        self.wait(5)
+
+    def close(self) -> None:
+        """Stop if it still runs, keep the log in memory, and remove every trace on disk."""
+        if self._closed:
+            return
+        try:
+            if self.exit_code is None:
+                self.stop()
+        except KeyboardInterrupt:
+            self.kill()  # a second Ctrl-C: no more patience
+            raise
+        finally:
+            self.read_log()
+            self._closed = True
+            self._say("clean")
+            self._end_supervisor()
+
+    def _end_supervisor(self) -> None:
+        if self._supervisor.stdin is not None:
+            with contextlib.suppress(OSError):  # it went first
+                self._supervisor.stdin.close()
+        try:
+            self._supervisor.wait(10)
+        except subprocess.TimeoutExpired:
+            self._supervisor.kill()
+            self._supervisor.wait()
+        self._listener.join(10)
+        if self._folder.path.exists():  # the supervisor itself was killed
+            self._clear_after_supervisor()
+
+    def _clear_after_supervisor(self) -> None:
+        if self._pid is not None:
+            deadline = time.monotonic() + self._exit_timeout_s + 5
+            while Path(f"/proc/{self._pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        _remove_run(self._folder.path)
+
+    def _say(self, line: str) -> None:
+        if self._supervisor.stdin is None or self._supervisor.stdin.closed:
+            return
+        try:
+            self._supervisor.stdin.write(f"{line}\n".encode())
+            self._supervisor.stdin.flush()
+        except BrokenPipeError:
+            return  # it has ended; the listener knows
+
+    def _listen(self) -> None:
+        if self._supervisor.stdout is None:
+            return
+        with self._supervisor.stdout as events:
+            for line in events:
+                event = json.loads(line)
+                if event["event"] == "started":
+                    self._pid = event["pid"]
+                    self._started.set()
+                else:
+                    self._code = event["code"]
+                    self._exited.set()
+        if self._code is None:
+            self._code = -9  # the supervisor was killed: the server is ended with it
+        self._started.set()
+        self._exited.set()
+
+
+def clear_stale_runs() -> None:
+    """Remove what runs left whose supervisor was killed: nobody holds the lock of their folder."""
+    for folder in (cache_folder() / "runs").glob("*"):
+        try:
+            with (folder / "lock").open("r+") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
+                    _remove_run(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+def _remove_run(folder: Path) -> None:
+    for segment in _SHM.glob(f"{shm_prefix(folder)}*"):
+        segment.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_run_folder(environment: ServerEnvironment) -> RunFolder:
+    """A fresh folder; its backends are links, so that an edit in this package is served at the next start."""
+    runs = cache_folder() / "runs"
+    runs.mkdir(exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix="", dir=runs))
+    lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    (path / "tmp").mkdir()
+    backends = path / "backends"
+    backends.mkdir()
+    (backends / "python").symlink_to(environment.backends / "python")
+    for folder in BACKENDS.iterdir():
+        if (folder / "model.py").is_file():
+            (backends / folder.name).symlink_to(folder)
+    return RunFolder(path=path, lock=lock)
+
+
+def _common_arguments(environment: ServerEnvironment, folder: RunFolder) -> list[str]:
+    backends = folder.path / "backends"
+    prefixes = [
+        f"--backend-config={backend.name},shm-region-prefix-name={folder.shm_prefix}"
+        for backend in sorted(backends.iterdir())
+    ]
+    return [
+        f"--backend-directory={backends}",
+        f"--cache-directory={environment.caches}",
+        *prefixes,
+    ]
+
+
+def _server_variables(environment: ServerEnvironment, folder: Path) -> dict[str, str]:
+    """Its Python is the first python3 on PATH; its locale is UTF-8; it writes no .pyc into a repository."""
+    variables = clean_environment()
+    libraries = [str(environment.python_library_folder), str(environment.library_folder)]
+    if inherited := variables.get("LD_LIBRARY_PATH"):
+        libraries.append(inherited)
+    return variables | {
+        "PATH": os.pathsep.join([str(environment.python.parent), variables.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "VIRTUAL_ENV": str(environment.folder),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",
+        "TMPDIR": str(folder / "tmp"),
+    }
