@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from tritonsmith.server.options import ServerOptions
+from tritonsmith.server.process import serve
 
 # Data type of config.pbtxt -> of the wire. BF16 is not among them: Triton's Python models have no BF16.
 TYPES = {
@@ -190,3 +196,20 @@ def write_repository(folder: Path) -> Path:
     (folder / "twice" / "1").mkdir(parents=True)
     (folder / "twice" / "config.pbtxt").write_text(TWICE)
     return folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where a running server answers, as URLs of the client."""
+
+    repository: Path
+    http: str
+    grpc: str
+
+
+@contextmanager
+def serve_models(folder: Path) -> Iterator[Addresses]:
+    """The models above on a real server."""
+    repository = write_repository(folder / "repository")
+    with serve(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
+        yield Addresses(repository=repository, http=server.http_url, grpc=f"grpc://{server.grpc_url}")
