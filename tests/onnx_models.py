@@ -20,7 +20,9 @@ def model_from_text(
     domains: Mapping[str, int] | None = None,
 ) -> onnx.ModelProto:
     """A model from the text of its graph, `name (inputs) => (outputs) { nodes }`, and its weights."""
-    imports = ", ".join(f'"{domain}": {version}' for domain, version in {"": opset, **(domains or {})}.items())
+    imports = ", ".join(
+        f'"{domain}": {version}' for domain, version in {"": opset, **(domains or {})}.items()
+    )
     model = onnx.parser.parse_model(f"<ir_version: {ir_version}, opset_import: [{imports}]> {text}")
     for name, array in (weights or {}).items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
@@ -63,9 +65,7 @@ def embedding_model(rows: int = 11) -> onnx.ModelProto:
 
 def identity_model(data_type: str, shape: str = "N, 2") -> onnx.ModelProto:
     """y = x, for any data type of ONNX's text form and any shape."""
-    return model_from_text(
-        f"same ({data_type}[{shape}] x) => ({data_type}[{shape}] y) {{ y = Identity(x) }}"
-    )
+    return model_from_text(f"same ({data_type}[{shape}] x) => ({data_type}[{shape}] y) {{ y = Identity(x) }}")
 
 
 def branching_model() -> onnx.ModelProto:
