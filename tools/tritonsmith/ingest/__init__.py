@@ -52,6 +52,11 @@ def convert(
         return finish(exported, out, options, origin=origin, force=force, say=say)
 
 
+def export_source(source: str, folder: Path, options: ConvertOptions) -> Exported:
+    """The source as a function and as a raw ONNX file in `folder`, as `convert` reads it."""
+    return _export(detect_kind(source), source, folder, options)
+
+
 def source_sha256(source: str) -> str:
     """A hash of all that a source is made of: a file, a folder, ONNX with its weights, a factory's module."""
     kind = detect_kind(source)
