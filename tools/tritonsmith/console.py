@@ -55,7 +55,9 @@ def print_line(text: str) -> None:
     print(text)
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str | None = None) -> None:
+def print_table(
+    columns: Iterable[str], rows: Iterable[Iterable[object]], *, title: str | None = None
+) -> None:
     """A table on stdout; a column whose every cell starts like a number is set to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -69,7 +71,9 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]], *, tit
 
 
 def print_error(message: object) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {escape(str(message))}")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error:[/bold red] {escape(str(message))}"
+    )
 
 
 def human_bytes(count: int) -> str:

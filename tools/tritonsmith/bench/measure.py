@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -72,6 +72,14 @@ class BenchResult:
 
     def best(self) -> Level:
         return max(self.levels, key=lambda level: level.throughput_per_s)
+
+    def json(self, *, raw: bool = False) -> dict[str, Json]:
+        """Everything measured; the raw latencies of every request only where `raw`."""
+        value = asdict(self)
+        if not raw:
+            for level in value["levels"]:
+                del level["latencies_us"]
+        return value
 
 
 SPLIT = (

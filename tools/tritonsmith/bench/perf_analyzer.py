@@ -106,7 +106,7 @@ def find_perf_analyzer() -> PerfAnalyzer | None:
         found = PerfAnalyzer(path=Path(on_path), library_path=None, origin="PATH")
         if _runs(found):
             return found
-    installed = _installed(_install_folder())
+    installed = _installed()
     return installed if installed.path.is_file() and _runs(installed) else None
 
 
@@ -120,30 +120,21 @@ def ensure_perf_analyzer(*, say: Say = lambda _: None) -> PerfAnalyzer:
     if found:
         return found
     from tritonsmith.server.environment import ensure_environment
-    from tritonsmith.server.provision import unpack_wheel
+    from tritonsmith.server.provision import cache_folder, locked, unpack_wheel
 
-    folder = _install_folder()
-    say(f"installing perf_analyzer from {WHEEL}")
     libraries = ensure_environment(say=say).library_folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        unpack_wheel(WHEEL, staging, say=say)
-        _lend_libraries(libraries, staging / "lib")
-        _installed(staging).path.chmod(0o755)
-        if not _runs(_installed(staging)):
+    with locked(cache_folder() / "perf_analyzer.lock", say=say):
+        wheel, lent = _install_folders()
+        unpack_wheel(WHEEL, wheel, say=say)
+        _lend_libraries(libraries, lent)
+        installed = _installed()
+        installed.path.chmod(0o755)
+        if not _runs(installed):
             raise ProvisionError(
-                f"the perf_analyzer of {WHEEL} does not run here", fix="tritonsmith doctor says why"
+                f"the perf_analyzer of {WHEEL} does not run here",
+                fix=f"remove {wheel} and try again, or put a perf_analyzer that runs on PATH",
             )
-        shutil.rmtree(folder, ignore_errors=True)  # one that no longer runs
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return _installed(folder)
+    return installed
 
 
 def write_input_data(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
@@ -229,7 +220,8 @@ def _reason(output: str) -> str:
 
 def _latencies_us(profile: Path) -> tuple[float, ...]:
     """Latency of every request that began inside a measurement window, in microseconds."""
-    experiment = json.loads(profile.read_text(encoding="utf-8"))["experiments"][0]
+    # The bytes of string tensors stand in it as they are, so it is not always UTF-8; they are not read.
+    experiment = json.loads(profile.read_text(encoding="latin-1"))["experiments"][0]
     windows = experiment["window_boundaries"]
     first, last = windows[0], windows[-1]
     return tuple(
@@ -266,24 +258,27 @@ def _runs(candidate: PerfAnalyzer) -> bool:
     return FLAG in done.stdout + done.stderr
 
 
-def _install_folder() -> Path:
-    from tritonsmith.server.environment import cache_folder
+def _install_folders() -> tuple[Path, Path]:
+    """Where the wheel is unpacked, and where the libraries lie that are lent to its binary."""
+    from tritonsmith.server.provision import cache_folder
 
-    return cache_folder() / f"perf_analyzer-{WHEEL.partition('==')[2]}"
+    version = WHEEL.partition("==")[2]
+    return cache_folder() / f"perf_analyzer-{version}", cache_folder() / f"perf_analyzer-{version}-lib"
 
 
-def _installed(folder: Path) -> PerfAnalyzer:
+def _installed() -> PerfAnalyzer:
+    wheel, lent = _install_folders()
     data = WHEEL.replace("==", "-") + ".data"
-    return PerfAnalyzer(
-        path=folder / data / "data" / "bin" / "perf_analyzer", library_path=folder / "lib", origin=WHEEL
-    )
+    return PerfAnalyzer(path=wheel / data / "data" / "bin" / "perf_analyzer", library_path=lent, origin=WHEEL)
 
 
 def _lend_libraries(source: Path, folder: Path) -> None:
-    """Copies, so that perf_analyzer outlives the server environment that it was installed with."""
-    folder.mkdir()
+    """Copies under plain names, so that perf_analyzer outlives the environment that lent them."""
+    folder.mkdir(exist_ok=True)
     for name, pattern in LENT_LIBRARIES.items():
         matches = sorted(source.glob(pattern))
         if not matches:
             raise ProvisionError(f"perf_analyzer needs {name}", found=f"no {pattern} in {source}")
-        shutil.copyfile(matches[0], folder / name)
+        partial = folder / f".{name}.partial"
+        shutil.copyfile(matches[0], partial)
+        partial.replace(folder / name)

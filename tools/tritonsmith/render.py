@@ -1,0 +1,119 @@
+"""Results as a person reads them on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tritonsmith.artifact import Artifact, Json, bytes_of
+from tritonsmith.console import human_bytes, print_line, print_table
+
+if TYPE_CHECKING:
+    from tritonsmith.bench.measure import BenchResult
+    from tritonsmith.server import Server
+    from tritonsmith.server.doctor import Finding
+    from tritonsmith.validate import ValidationReport
+
+
+def json_from_artifact(artifact: Artifact) -> dict[str, Json]:
+    return {**asdict(artifact), "path": str(artifact.path)}
+
+
+def print_artifact(artifact: Artifact) -> None:
+    print_line(f"{artifact.path}  {human_bytes(bytes_of(artifact.path))}, {artifact.precision}")
+    for label, specs in (("takes", artifact.inputs), ("gives", artifact.outputs)):
+        for spec in specs:
+            print_line(f"  {label} {spec}")
+
+
+def json_from_server(server: Server) -> dict[str, Json]:
+    return {
+        "http": server.http_url,
+        "grpc": f"grpc://{server.grpc_url}",
+        "metrics": server.metrics_url,
+        "pid": server.pid,
+    }
+
+
+def print_server(server: Server) -> None:
+    print_line(f"serving {server.repository} (Ctrl-C stops it)")
+    print_line(f"  http     {server.http_url}")
+    print_line(f"  grpc     grpc://{server.grpc_url}")
+    print_line(f"  metrics  {server.metrics_url}")
+
+
+def print_bench(result: BenchResult) -> None:
+    rows = []
+    for level in result.levels:
+        compute = sum(level.split_us[f"compute_{part}_us"] for part in ("input", "infer", "output"))
+        rows.append(
+            (
+                level.concurrency,
+                f"{level.throughput_per_s:,.0f}",
+                *(
+                    f"{value / 1000:.2f}"
+                    for value in (level.p50_us, level.p90_us, level.p95_us, level.p99_us)
+                ),
+                f"{level.split_us['queue_us'] / 1000:.2f}",
+                f"{compute / 1000:.2f}",
+                f"unstable: {level.unstable}" if level.unstable else "",
+            )
+        )
+    print_table(
+        (
+            "concurrency",
+            "inferences/s",
+            "p50 ms",
+            "p90 ms",
+            "p95 ms",
+            "p99 ms",
+            "queue ms",
+            "compute ms",
+            "note",
+        ),
+        rows,
+        title=f"{result.model} over {result.protocol}, batch {result.batch_size}, {result.inputs}",
+    )
+    print_line(f"{result.machine['cpu']}, {result.machine['cpu_count']} cores")
+
+
+def print_findings(findings: Sequence[Finding]) -> None:
+    rows = [(finding.status, finding.name, finding.detail, finding.fix or "") for finding in findings]
+    print_table(("", "what", "found", "to do"), rows)
+
+
+def print_validation(report: ValidationReport) -> None:
+    rows = []
+    for check in report.checks:
+        judged = "recorded" if check.tolerance is None else "ok" if check.passed else "FAILED"
+        rows.append(
+            (
+                judged,
+                check.protocol,
+                check.mode,
+                check.output,
+                check.against,
+                check.samples_count,
+                check.values_count,
+                f"{check.max_abs_error:.2g}",
+                "-" if check.tolerance is None else f"{check.tolerance:.2g}",
+            )
+        )
+    print_table(
+        ("", "over", "mode", "output", "against", "samples", "values", "largest error", "tolerance"), rows
+    )
+    for check in report.checks:
+        if not check.passed and check.worst is not None:
+            print_line(f"{check.protocol} {check.mode} {check.output}: {check.worst}")
+    for mixing in report.mixing:
+        print_line(
+            f"{mixing.protocol} concurrent: {mixing.samples_count} samples of {mixing.model} in "
+            f"{mixing.executions_count} executions, largest batch {mixing.largest_batch}"
+        )
+    if report.metric is not None:
+        print_line(f"{report.metric.metric}: {report.metric.baseline:.4g} before, "
+                   f"{report.metric.candidate:.4g} served; {report.metric.reason}")  # fmt: skip
+    for note in report.notes:
+        print_line(f"note: {note}")
+    print_line("passed" if report.passed else "FAILED")
