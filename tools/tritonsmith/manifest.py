@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tritonsmith.artifact import MANIFEST_SCHEMA, Manifest, Step, TensorSpec
+from tritonsmith.artifact import MANIFEST_SCHEMA, Json, Manifest, Step, TensorSpec
 from tritonsmith.errors import RepositoryError
 
 MANIFEST_NAME = "manifest.json"
@@ -23,6 +23,16 @@ T = TypeVar("T")
 def text_from_manifest(manifest: Manifest) -> str:
     """The text of manifest.json, indented for a reader, ending in a newline."""
     return json.dumps({"schema": MANIFEST_SCHEMA, **asdict(manifest)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def json_from_tensor(spec: TensorSpec) -> dict[str, Json]:
+    """A tensor as manifest.json writes it."""
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def json_from_step(step: Step) -> dict[str, Json]:
+    """A step of the lineage as manifest.json writes it."""
+    return asdict(step)
 
 
 def read_manifest(path: Path) -> Manifest:

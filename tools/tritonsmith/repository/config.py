@@ -94,6 +94,9 @@ def check_config_table(extra: Mapping[str, Json], *, ensemble: bool = False, pla
     for key, reason in refused.items():
         if key in extra:
             raise RecipeError(f"{place}.{key} cannot be set", fix=reason)
+    scheduling = extra.get("ensemble_scheduling")
+    if isinstance(scheduling, Mapping) and "step" in scheduling:
+        raise RecipeError(f"{place}.ensemble_scheduling.step cannot be set", fix="write [[ensemble.step]]")
     rest = {key: value for key, value in extra.items() if key not in ("input", "output")}
     fill_message(model_config_pb2.ModelConfig(), rest, place=place)
 
@@ -112,6 +115,15 @@ def add_labels(config: model_config_pb2.ModelConfig, labels: Mapping[str, str]) 
         outputs[output].label_filename = filename
 
 
+def specs_from_config(
+    config: model_config_pb2.ModelConfig,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], bool]:
+    """The inputs, the outputs and whether there is a batch axis, as a client of the model sees them."""
+    batched = config.max_batch_size > 0
+    inputs = tuple(_spec_from(tensor, batched=batched) for tensor in config.input)
+    return inputs, tuple(_spec_from(tensor, batched=batched) for tensor in config.output), batched
+
+
 def text_from_config(config: model_config_pb2.ModelConfig) -> str:
     """The text of config.pbtxt: always the same for the same configuration."""
     order = {name: position for position, name in enumerate(READING_ORDER)}
@@ -120,8 +132,9 @@ def text_from_config(config: model_config_pb2.ModelConfig) -> str:
         key=lambda field: (order.get(field.name, len(order)), field.number),
     )
     blocks = {field.name: _text_of_field(config, field.name) for field in fields}
-    if "max_batch_size" not in blocks and config.platform != "ensemble":
-        blocks = _insert_after(blocks, "backend", "max_batch_size", "max_batch_size: 0\n")
+    if "max_batch_size" not in blocks:
+        before = "backend" if config.backend else "platform"
+        blocks = _insert_after(blocks, before, "max_batch_size", "max_batch_size: 0\n")
     return HEADER + "".join(blocks.values())
 
 
@@ -171,6 +184,14 @@ def _describe_tensor(
     # model_config_utils.cc refuses an empty reshape where max_batch_size is 0: a scalar stays [1] there.
     if not dims and batched:
         tensor.reshape.SetInParent()
+
+
+def _spec_from(
+    tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput, *, batched: bool
+) -> TensorSpec:
+    axes = tuple(f"{tensor.name}_{index}" if dim < 0 else dim for index, dim in enumerate(tensor.dims))
+    data_type = dtypes.BY_CONFIG[model_config_pb2.DataType.Name(tensor.data_type)]
+    return TensorSpec(name=tensor.name, dtype=data_type.name, shape=(BATCH_AXIS, *axes) if batched else axes)
 
 
 def _fill_tensors(config: model_config_pb2.ModelConfig, key: str, entries: Json) -> None:
