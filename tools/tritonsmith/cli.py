@@ -104,9 +104,7 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--precision", choices=("fp32", "fp16", "int8", "auto"), help="default: fp32")
     verb.add_argument("--backend", choices=("onnxruntime", "openvino"), help="default: onnxruntime")
     verb.add_argument("--calibration", type=Path, metavar="X.npz", help="samples to find INT8 ranges with")
-    verb.add_argument(
-        "--evaluation", type=Path, metavar="X.npz", help="other samples, to judge accuracy with"
-    )
+    verb.add_argument("--evaluation", type=Path, metavar="X.npz", help="other samples, to judge with")
     verb.add_argument(
         "--metric",
         help="accuracy, top5, f1, mae, mse, cosine, max-abs-error or package.module:function",
@@ -159,7 +157,7 @@ def _refuse_beside_recipe(options: argparse.Namespace) -> None:
     if given:
         raise UsageError(
             f"{' '.join(given)} beside a recipe",
-            fix=f"write it into {options.source}, or build from the source",
+            fix=f"write it into {options.source}",
         )
 
 
@@ -199,16 +197,10 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("repository", type=Path, metavar="DIR", help="Triton model repository")
     verb.add_argument("--http-port", type=int, default=8000, metavar="P", help="default: 8000; 0: any free")
     verb.add_argument("--grpc-port", type=int, default=8001, metavar="P", help="default: 8001; 0: any free")
-    verb.add_argument(
-        "--metrics-port", type=int, default=8002, metavar="P", help="default: 8002; 0: any free"
-    )
+    verb.add_argument("--metrics-port", type=int, default=8002, metavar="P", help="default: 8002")
     verb.add_argument("--model-control", choices=("none", "poll", "explicit"), default="none")
-    verb.add_argument(
-        "--load-model", action="append", default=[], metavar="NAME", help="with explicit control"
-    )
-    verb.add_argument(
-        "--exit-timeout", type=float, default=30.0, metavar="S", help="seconds to drain and stop"
-    )
+    verb.add_argument("--load-model", action="append", default=[], metavar="NAME", help="if explicit")
+    verb.add_argument("--exit-timeout", type=float, default=30.0, metavar="S", help="seconds to stop in")
     _add_json(verb)
     verb.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of tritonserver")
     verb.set_defaults(verb=run_serve)
@@ -330,14 +322,10 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument(
         "--concurrency", default="1:16", metavar="N|A:B|A:B:STEP", help="default: 1:16, which doubles"
     )
-    verb.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="samples in a request (default: 1)"
-    )
+    verb.add_argument("--batch-size", type=int, default=1, metavar="N", help="samples in a request")
     verb.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     verb.add_argument("--interval-ms", type=int, default=1000, metavar="MS", help="a window; three a round")
-    verb.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="write bench.json (raw samples) and report.html"
-    )
+    verb.add_argument("--out", type=Path, metavar="FOLDER", help="for bench.json and report.html")
     _add_json(verb)
     verb.set_defaults(verb=run_bench)
 
@@ -445,7 +433,10 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 
 def _add_source(verb: argparse.ArgumentParser, *, recipe: bool = False) -> None:
-    kinds = "Keras .h5 or .keras, SavedModel folder, PyTorch .pt2 or package.module:factory, Hugging Face folder, .onnx"
+    kinds = (
+        "Keras .h5 or .keras, SavedModel folder, PyTorch .pt2 or package.module:factory, "
+        "Hugging Face folder, .onnx"
+    )
     verb.add_argument("source", metavar="SOURCE", help=f"{kinds}{', or a recipe.toml' if recipe else ''}")
 
 
@@ -456,9 +447,7 @@ def _add_conversion(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_code(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--custom-objects", metavar="PACKAGE.MODULE", help="module with a Keras model's own classes"
-    )
+    verb.add_argument("--custom-objects", metavar="MODULE", help="module with a Keras model's own classes")
     verb.add_argument("--allow-code", action="store_true", help="run code that the source carries")
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from tritonsmith.validate import ValidationReport
 
 
+PERCENTILES = (50, 90, 95, 99)
+
+
 def json_from_artifact(artifact: Artifact) -> dict[str, Json]:
     return {**asdict(artifact), "path": str(artifact.path)}
 
@@ -64,10 +67,7 @@ def print_bench(result: BenchResult) -> None:
         (
             "concurrency",
             "inferences/s",
-            "p50 ms",
-            "p90 ms",
-            "p95 ms",
-            "p99 ms",
+            *(f"p{percentile} ms" for percentile in PERCENTILES),
             "queue ms",
             "compute ms",
             "note",
