@@ -11,6 +11,7 @@ from tritonsmith import onnx_model
 from tritonsmith.compress.graph import nodes_of
 from tritonsmith.errors import CompressionError
 
+FATAL_ONLY = 4  # OrtLoggingLevel; what goes wrong is raised as well
 PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
 # onnxruntime.quantization looks for this mark and asks for its own pre-processing without it.
 PREPARED_MARK = ("onnx.quant.pre_process", "onnxruntime.quant")
@@ -83,10 +84,10 @@ def _raise_opset(path: Path, out: Path) -> Path:
 def _optimize(path: Path, out: Path) -> Path:
     import onnxruntime
 
-    from tritonsmith.engines.onnxruntime import ERRORS_ONLY, PROVIDERS, engine_errors, reason_of
+    from tritonsmith.engines.onnxruntime import PROVIDERS, engine_errors, reason_of
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(out)
     data = "session.optimized_model_external_initializers_file_name"

@@ -7,10 +7,8 @@ DequantizeLinear, so that the file shrinks.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,6 +16,7 @@ import onnx
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step
+from tritonsmith.compress.arithmetic import Arithmetic, detect_arithmetic
 from tritonsmith.compress.audit import Audit, audit_int8
 from tritonsmith.compress.calibration import check_calibration, chunks
 from tritonsmith.compress.graph import constants_of, drop_unused
@@ -34,63 +33,31 @@ QUANTIZED_OPS = (
     *("Add", "AveragePool", "Clip", "Concat", "Flatten", "Gather", "GlobalAveragePool", "LeakyRelu"),
     *("MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze"),
 )
+# Masks of -1e9 and layer norms between the products would take all 256 steps for themselves.
+TRANSFORMER_OPS = ("Gather", "Gemm", "MatMul")
 RECURRENT_OPS = frozenset({"GRU", "LSTM", "RNN"})
-VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
-ARM = frozenset({"aarch64", "arm64"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arithmetic:
-    """What INT8 arithmetic this machine has, and the ranges that keep it from saturating."""
+def default_int8_method(artifact: Artifact, engine: str = "onnxruntime") -> str:
+    """ "dynamic" for transformers and recurrent nets on ONNX Runtime, "static" for everything else.
 
-    machine: str
-    vnni: bool
-    activations: str  # "uint8" (asymmetric) or "int8" (symmetric)
-    reduce_range: bool  # weights of 7 bits: without VNNI, sums of products of 8 bits saturate
-
-    def options(self) -> dict[str, Json]:
-        return {
-            "machine": self.machine,
-            "vnni": self.vnni,
-            "activations": self.activations,
-            "weights": "int8 per channel",
-            "reduce_range": self.reduce_range,
-        }
-
-
-def detect_arithmetic(cpuinfo: Path = Path("/proc/cpuinfo")) -> Arithmetic:
-    """Read the processor's flags; a machine that shows none counts as one without VNNI."""
-    machine = platform.machine()
-    arm = machine in ARM
-    flags: set[str] = set()
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        flags = set(next((line for line in lines if line.startswith("flags")), "").split())
-    vnni = bool(flags & VNNI_FLAGS)
-    return Arithmetic(
-        machine=machine,
-        vnni=vnni,
-        activations="int8" if arm else "uint8",
-        reduce_range=not (vnni or arm),
-    )
-
-
-def default_int8_method(artifact: Artifact) -> str:
-    """ "dynamic" for transformers and recurrent nets, "static" for everything else.
-
-    A transformer is a graph without convolutions that multiplies two activations (attention) or
-    normalises layers.
+    OpenVINO computes what is quantized dynamically in floating point, slower than before: it gets static.
     """
+    return "dynamic" if engine == "onnxruntime" and is_transformer(artifact) else "static"
+
+
+def is_transformer(artifact: Artifact) -> bool:
+    """Whether a graph without convolutions is recurrent, normalises layers or multiplies activations."""
     graph = onnx_model.load_model(artifact.path, with_weights=False).graph
     kinds = {node.op_type for node in graph.node}
     if kinds & {"Conv", "ConvTranspose"}:
-        return "static"
+        return False
     constants = constants_of(graph)
     attention = any(
         node.op_type == "MatMul" and not constants & set(node.input) for node in graph.node
     ) or bool(kinds & {"Attention", "MultiHeadAttention"})
     normalised = "LayerNormalization" in kinds and "MatMul" in kinds
-    return "dynamic" if attention or normalised or kinds & RECURRENT_OPS else "static"
+    return attention or normalised or bool(kinds & RECURRENT_OPS)
 
 
 def quantize_static(
@@ -192,21 +159,30 @@ def _run_static(
     from onnxruntime.quantization import quantize_static as run
 
     symmetric = arithmetic.activations == "int8"
+    transformer = is_transformer(artifact)
     with _named_failures(artifact):
         run(
             prepared,
             quantized,
             Reader(chunks(calibration, batched=artifact.batched)),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPS),
+            op_types_to_quantize=list(TRANSFORMER_OPS if transformer else QUANTIZED_OPS),
             per_channel=True,
             reduce_range=arithmetic.reduce_range,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_attention_products(prepared) if transformer else [],
             extra_options={"ActivationSymmetric": symmetric},
         )
+
+
+def _attention_products(prepared: Path) -> list[str]:
+    """Names of the products of two activations."""
+    graph = onnx_model.load_model(prepared, with_weights=False).graph
+    constants = constants_of(graph)
+    return [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
 
 
 @contextmanager

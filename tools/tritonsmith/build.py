@@ -1,0 +1,252 @@
+"""A trained model to a published version: convert, compress, judge, publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from tritonsmith.artifact import Artifact, Json, Manifest
+from tritonsmith.compress.arithmetic import detect_arithmetic
+from tritonsmith.errors import RepositoryError, UsageError
+from tritonsmith.fingerprint import fingerprint_of
+from tritonsmith.ingest import convert, source_sha256
+from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, load_recipe
+from tritonsmith.repository.config import check_config_table
+from tritonsmith.repository.entry import Entry, find_entry, publish
+from tritonsmith.repository.names import check_name, check_version, versions_of
+
+if TYPE_CHECKING:
+    from tritonsmith.candidates import Candidate, Goal
+    from tritonsmith.metrics import Metric
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """What was published, or found unchanged; everything else stands in the manifest."""
+
+    entry: Entry
+    unchanged: bool
+    duration_s: float
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.entry.manifest
+
+    def json(self) -> dict[str, Json]:
+        manifest = self.manifest
+        return {
+            "name": manifest.name,
+            "version": self.entry.version,
+            "path": str(self.entry.version_folder),
+            "unchanged": self.unchanged,
+            "duration_s": round(self.duration_s, 3),
+            "source": manifest.source,
+            "precision": manifest.precision,
+            "backend": manifest.backend,
+            "fingerprint": manifest.fingerprint,
+            "gate": manifest.gate,
+            "candidates": list(manifest.candidates),
+            "steps": [
+                {
+                    "name": step.name,
+                    "bytes_before": step.bytes_before,
+                    "bytes_after": step.bytes_after,
+                    "duration_s": step.duration_s,
+                    "measured": dict(step.measured),
+                }
+                for step in manifest.steps
+            ],
+            "files": dict(manifest.files),
+        }
+
+
+def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
+    """Publish `request.source` as a new version, or answer from the manifest where nothing changed.
+
+    Raises:
+        UsageError: options that do not fit together.
+        GateRefused: the precision asked for loses more than the budget; nothing is published.
+        SourceError, SamplesError, CompressionError, RepositoryError, RecipeError: what their names say.
+    """
+    began_s = time.perf_counter()
+    check_request(request)
+    fingerprint = fingerprint_of(request, arithmetic=detect_arithmetic().options())
+    if not request.force:
+        entry = find_entry(request.repository, request.name, fingerprint, request.version)
+        if entry is not None:
+            return BuildReport(entry=entry, unchanged=True, duration_s=time.perf_counter() - began_s)
+        _refuse_published(request)
+
+    from tritonsmith.candidates import choose, judge_candidates, make_candidates
+
+    with TemporaryDirectory(prefix="tritonsmith-build-") as temporary:
+        folder = Path(temporary)
+        fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
+        goal = _goal(request, fp32)
+        candidates = make_candidates(fp32, goal, folder, say=say)
+        candidates = judge_candidates(candidates, goal, say=say)
+        candidates = choose(candidates, goal)
+        entry = _publish(request, candidates, fingerprint, say)
+    return BuildReport(entry=entry, unchanged=False, duration_s=time.perf_counter() - began_s)
+
+
+def build_recipe(
+    path: Path,
+    *,
+    repository: Path,
+    force: bool = False,
+    allow_code: bool = False,
+    say: Say = lambda _: None,
+) -> tuple[BuildReport, ...]:
+    """Build every model of a recipe, then its ensembles, in the order in which they are written."""
+    from tritonsmith.repository.ensemble import publish_ensemble
+
+    recipe = load_recipe(path, repository=repository, force=force, allow_code=allow_code)
+    reports = [build(request, say=say) for request in recipe.builds]
+    for ensemble in recipe.ensembles:
+        say(f"publishing the ensemble {ensemble.name}")
+        began_s = time.perf_counter()
+        before = versions_of(repository / ensemble.name)
+        entry = publish_ensemble(ensemble, say=say)
+        unchanged = entry.version in before and not force
+        reports.append(
+            BuildReport(entry=entry, unchanged=unchanged, duration_s=time.perf_counter() - began_s)
+        )
+    return tuple(reports)
+
+
+def check_request(request: BuildRequest) -> None:
+    """Raise for what is wrong whatever the model is, before anything long begins."""
+    check_name(request.name)
+    check_version(request.version)
+    check_config_table(request.config)
+    if request.precision not in PRECISIONS:
+        raise UsageError(f"no precision is named {request.precision!r}", expected=", ".join(PRECISIONS))
+    if request.backend not in BACKENDS:
+        raise UsageError(f"no backend is named {request.backend!r}", expected=", ".join(BACKENDS))
+    if request.max_batch_size is not None and request.max_batch_size < 0:
+        raise UsageError(f"--max-batch-size {request.max_batch_size} is negative", expected="0 or more")
+    if request.evaluation is None:
+        _check_without_evaluation(request)
+    elif request.metric is None:
+        raise UsageError(
+            "--evaluation needs --metric", expected="what to measure, such as accuracy or cosine"
+        )
+    elif request.precision != "fp32" and request.max_drop is None:
+        raise UsageError(
+            f"--precision {request.precision} needs --max-drop",
+            expected="how much worse the metric may become; 0.01 of accuracy is one percentage point",
+        )
+
+
+def _check_without_evaluation(request: BuildRequest) -> None:
+    if request.metric is not None or request.max_drop is not None:
+        raise UsageError("--metric and --max-drop need --evaluation", expected="samples to measure on")
+    if request.precision in ("int8", "auto"):
+        raise UsageError(
+            f"--precision {request.precision} needs an accuracy budget",
+            expected="--evaluation X.npz --metric M --max-drop D",
+            fix="where there are no labels, --metric cosine compares with the FP32 model",
+        )
+
+
+def _refuse_published(request: BuildRequest) -> None:
+    """The check that publishing makes again, made before the work instead of after it."""
+    if request.version in versions_of(request.repository / request.name):
+        raise RepositoryError(
+            f"version {request.version} of {request.name!r} is published, from another build",
+            fix="leave --version out for the next one, or add --force to replace it",
+        )
+
+
+def _goal(request: BuildRequest, fp32: Artifact) -> Goal:
+    from tritonsmith.candidates import Goal, check_labels
+    from tritonsmith.gate import check_budget
+    from tritonsmith.metrics import parse_metric
+    from tritonsmith.repository.config import config_from_artifact
+    from tritonsmith.repository.labels import labels_from_files
+    from tritonsmith.samples import load_samples
+
+    # A configuration that Triton would refuse is found before the long work.
+    labels = labels_from_files(request.labels, fp32.outputs)
+    config = config_from_artifact(
+        fp32,
+        name=request.name,
+        backend=request.backend,
+        max_batch_size=request.max_batch_size,
+        extra=request.config,
+        labels=labels.names,
+    )
+    metric: Metric | None = None if request.metric is None else parse_metric(request.metric)
+    if metric is not None:
+        check_budget(metric, request.max_drop)
+    data = {
+        role: None if path is None else load_samples(path, fp32.inputs, batched=fp32.batched)
+        for role, path in (("calibration", request.calibration), ("evaluation", request.evaluation))
+    }
+    evaluation = data["evaluation"]
+    if metric is not None and evaluation is not None:
+        check_labels(evaluation, metric)
+    return Goal(
+        precision=request.precision,
+        engine=request.backend,
+        max_batch_size=config.max_batch_size if fp32.batched else 0,
+        calibration=data["calibration"],
+        evaluation=evaluation,
+        metric=metric,
+        max_drop=request.max_drop,
+    )
+
+
+def _publish(request: BuildRequest, candidates: list[Candidate], fingerprint: str, say: Say) -> Entry:
+    from tritonsmith.repository.config import config_from_artifact
+    from tritonsmith.repository.labels import labels_from_files
+    from tritonsmith.repository.warmup import warmup_from_samples
+
+    chosen = next(candidate for candidate in candidates if candidate.chosen)
+    artifact = chosen.artifact
+    assert artifact is not None  # noqa: S101 - only a candidate that was made is chosen
+    labels = labels_from_files(request.labels, artifact.outputs)
+    warmup = None if request.warmup is None else warmup_from_samples(request.warmup, artifact)
+    config = config_from_artifact(
+        artifact,
+        name=request.name,
+        backend=request.backend,
+        max_batch_size=request.max_batch_size,
+        extra=request.config,
+        labels=labels.names,
+        warmup=warmup,
+    )
+    manifest = Manifest(
+        name=request.name,
+        version=0,  # set by publish
+        fingerprint=fingerprint,
+        source=request.source,
+        source_sha256=source_sha256(request.source),
+        inputs=artifact.inputs,
+        outputs=artifact.outputs,
+        batched=artifact.batched,
+        precision=artifact.precision,
+        backend=request.backend,
+        files={},
+        steps=artifact.steps,
+        gate=None if chosen.gate is None else chosen.gate.json(),
+        candidates=tuple(candidate.json() for candidate in candidates),
+    )
+    say(f"publishing {chosen.name} as {request.name}")
+    return publish(
+        artifact.path.parent,
+        config,
+        request.repository,
+        manifest=manifest,
+        version=request.version,
+        force=request.force,
+        labels=labels.files,
+        warmup=None if warmup is None else warmup.files,
+    )
