@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -58,14 +60,19 @@ def export_source(source: str, folder: Path, options: ConvertOptions) -> Exporte
 
 
 def source_sha256(source: str) -> str:
-    """A hash of all that a source is made of: a file, a folder, ONNX with its weights, a factory's module."""
+    """A hash of all that a source is made of: a file, a folder, ONNX with its weights, a factory's code.
+
+    Of a factory, that is the Python files of its module or of its whole package. Files that it reads
+    while it runs are not known and not covered.
+    """
     kind = detect_kind(source)
     if kind == "onnx":
         from tritonsmith.onnx_model import model_sha256
 
         return model_sha256(Path(source))
     if kind == "torch-factory":
-        return hashlib.sha256(source.encode() + b"\0" + _module_file(source).read_bytes()).hexdigest()
+        lines = [source, *(f"{file.name} {sha256_of(file)}" for file in _code_of(source))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return sha256_of(Path(source))
 
 
@@ -76,7 +83,8 @@ def source_bytes(source: str) -> int:
         from tritonsmith.onnx_model import model_bytes
 
         return model_bytes(Path(source))
-    return bytes_of(_module_file(source) if kind == "torch-factory" else Path(source))
+    paths = _code_of(source) if kind == "torch-factory" else (Path(source),)
+    return sum(bytes_of(path) for path in paths)
 
 
 def _export(kind: str, source: str, folder: Path, options: ConvertOptions) -> Exported:
@@ -102,12 +110,25 @@ def _export(kind: str, source: str, folder: Path, options: ConvertOptions) -> Ex
     return export_onnx(path, folder, options)
 
 
-def _module_file(source: str) -> Path:
+def _code_of(source: str) -> tuple[Path, ...]:
+    """The Python files that a factory's answer depends on, as far as names tell: its module or package."""
     module = source.partition(":")[0]
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as the reader does
+    importlib.invalidate_caches()
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError) as error:
         raise SourceError(f"there is no module {module!r}", found=error) from error
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise SourceError(f"there is no module {module!r}", fix="check PYTHONPATH and the current folder")
-    return Path(spec.origin)
+    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    files = [file for place in places if place for file in _python_files(Path(place))]
+    if not files:
+        raise SourceError(
+            f"there is no module {module!r}", fix=f"run from the folder that holds it ({folder} was searched)"
+        )
+    return tuple(files)
+
+
+def _python_files(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []

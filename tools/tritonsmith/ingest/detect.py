@@ -48,6 +48,8 @@ def detect_kind(source: str) -> str:
         SourceError: nothing is there, or it is nothing that is read; the message says what it is.
     """
     path = Path(source)
+    if not source:
+        raise SourceError("the source has no name", expected=READ)
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.exists():
@@ -98,15 +100,8 @@ def _kind_of_folder(path: Path) -> str:
     if (path / "saved_model.pb").is_file():
         return "saved-model"
     names = sorted(file.name for file in path.iterdir())
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if "config.json" in names and weights:
-        return "huggingface"
     if "config.json" in names:
-        raise SourceError(
-            f"{path} has a config.json but no *.safetensors",
-            found=names[:10],
-            fix="save the model with save_pretrained(folder, safe_serialization=True); pickles are not read",
-        )
+        return "huggingface"
     raise SourceError(
         f"{path} is a folder of no known kind",
         found=names[:10] or "an empty folder",
