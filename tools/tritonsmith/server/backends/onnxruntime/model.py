@@ -133,7 +133,8 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         config = auto_complete_model_config.as_dict()
         if not (config["input"] and config["output"]):
-            engine = OnnxRuntime(_path(config, Path(pb_utils.get_model_dir())), config)
+            folder = model_config.version_folder(config, pb_utils.get_model_dir())
+            engine = OnnxRuntime(_path(config, folder), config)
             batchable = model_config.is_batchable((*engine.inputs, *engine.outputs))
             required = tuple(port for port in engine.inputs if not port.optional)
             model_config.complete(config, required, engine.outputs, batchable=batchable)

@@ -113,7 +113,7 @@ class TritonPythonModel:
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
         config = auto_complete_model_config.as_dict()
         if not (config["input"] and config["output"]):
-            path = _path(config, Path(pb_utils.get_model_dir()))
+            path = _path(config, model_config.version_folder(config, pb_utils.get_model_dir()))
             try:
                 model = _read(path, model_config.parameters_of(config))
             except RuntimeError as error:

@@ -42,6 +42,14 @@ def model_file(config: Mapping[str, Any], folder: Path, default: str) -> Path:
     return path
 
 
+def version_folder(config: Mapping[str, Any], model_dir: str) -> Path:
+    """The version's folder, from that of the model file, which Triton's stub names while completing."""
+    folder = Path(model_dir)
+    for _ in Path(config.get("default_model_filename") or "").parts[1:]:
+        folder = folder.parent
+    return folder
+
+
 def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
     return {key: value["string_value"] for key, value in (config.get("parameters") or {}).items()}
 

@@ -38,6 +38,7 @@ class States:
     def entering(self, request: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The request's inputs, with the state that its sequence left behind."""
         if request.flags() & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START:
+            self._kept.pop(request.correlation_id(), None)  # of an earlier sequence that never ended
             return arrays
         kept = self._kept.get(request.correlation_id())
         return arrays if kept is None else {**arrays, **kept[1]}
