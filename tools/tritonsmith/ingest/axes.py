@@ -24,7 +24,7 @@ SPACES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 def name_axes(exported: Exported) -> Exported:
     """Give each free axis of the inputs a name that says something; equal symbols stay equal.
 
-    An output's axis of the same symbol follows; other unnamed axes of outputs become `<output>_<axis>`.
+    An output's axis of the same symbol follows; other unnamed axes of an output carry the output's name.
     """
     taken = {axis for spec in (*exported.inputs, *exported.outputs) for axis in _named(spec)} | {BATCH_AXIS}
     renamed: dict[str, str] = {}
@@ -35,7 +35,7 @@ def name_axes(exported: Exported) -> Exported:
     outputs = []
     for spec in exported.outputs:
         shape = [
-            f"{spec.name}_{index}" if _is_unnamed(spec, index) and axis not in renamed else axis
+            _output_name(spec, index) if _is_unnamed(spec, index) and axis not in renamed else axis
             for index, axis in enumerate(spec.shape)
         ]
         outputs.append(replace(spec, shape=tuple(shape)))
@@ -61,13 +61,14 @@ def rename_axes(exported: Exported, names: Mapping[str, str]) -> Exported:
         exported,
         inputs=tuple(_renamed(spec, names) for spec in exported.inputs),
         outputs=tuple(_renamed(spec, names) for spec in exported.outputs),
+        lengths={names.get(axis, axis): lengths for axis, lengths in exported.lengths.items()},
     )
 
 
 def match_output_axes(
     exported: Exported, runs: Sequence[tuple[Mapping[str, int], Mapping[str, NDArray[Any]]]]
 ) -> Exported:
-    """Give an output's free axis the name of the one input axis whose length it had in every run.
+    """Give an output's unnamed axis the name of the one input axis whose length it had in every run.
 
     `runs` holds the lengths of the inputs' axes and the outputs of each run.
     """
@@ -76,7 +77,7 @@ def match_output_axes(
     for spec in exported.outputs:
         shape = list(spec.shape)
         for index, axis in enumerate(shape):
-            if isinstance(axis, int) or axis in known:
+            if isinstance(axis, int) or axis in known or not axis.startswith(f"{spec.name}_"):
                 continue
             matches = [
                 name
@@ -134,6 +135,11 @@ def _usual_name(spec: TensorSpec, index: int) -> str:
     if inner in (1, 2) and free[0] == index:
         return "sequence"
     return f"{spec.name}_{index}"
+
+
+def _output_name(spec: TensorSpec, index: int) -> str:
+    usual = _usual_name(spec, index)
+    return usual if usual.startswith(f"{spec.name}_") else f"{spec.name}_{usual}"
 
 
 def _free_name(name: str, taken: set[str]) -> str:

@@ -1,9 +1,8 @@
 """Hugging Face folders: config.json and *.safetensors of an encoder or a classifier.
 
-The class is the one that config.json names under `architectures`, found through the library's own
-registry of the task. Weights come from safetensors, which hold numbers alone; `pytorch_model.bin` is a
-pickle and a config with `auto_map` brings Python files of its own: both need `--allow-code`. Nothing
-is downloaded.
+The class is the one that config.json names under `architectures`. Weights come from safetensors, which
+hold numbers alone; `pytorch_model.bin` is a pickle, and a config with `auto_map` brings Python files of
+its own: both need `--allow-code`. Nothing is downloaded. Attention is exported in its plain form.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonsmith.artifact import BATCH_AXIS
+from tritonsmith.artifact import BATCH_AXIS, Json
 from tritonsmith.errors import MissingExtraError, SourceError
 from tritonsmith.ingest.source import ConvertOptions, Exported
 from tritonsmith.ingest.torch_export import (
@@ -36,16 +35,16 @@ SEQUENCE_AXIS = "sequence"
 EXAMPLE_LENGTH = 8
 TRIED_LENGTHS = (1, 5, 32)
 
-# The ending of an architecture's name, the transformers class that loads it.
+# The ending of an architecture's name, and the class that loads such a model from code in its folder.
 TASKS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "ForTokenClassification": "AutoModelForTokenClassification",
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "ForMultipleChoice": "AutoModelForMultipleChoice",
     "ForMaskedLM": "AutoModelForMaskedLM",
     "ForImageClassification": "AutoModelForImageClassification",
     "Model": "AutoModel",
 }
+REFUSED = ("LMHeadModel", "DoubleHeadsModel")
 SUPPORTED = f"an encoder (...Model) or one of {', '.join(ending for ending in TASKS if ending != 'Model')}"
 
 
@@ -66,9 +65,14 @@ def export_huggingface(source: Path, folder: Path, options: ConvertOptions) -> E
     pickled = _check_weights(source, allow_code=options.allow_code)
     require_torch(source, extra="huggingface")
     with _offline():
-        model = _load_model(source, architecture, options, pickled=pickled)
+        model = _load_model(source, config, options, pickled=pickled)
     inputs = _inputs_of(source, model)
+    settings: dict[str, Json] = {"architecture": architecture}
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if stored != "float32":
+        settings["cast"] = f"{stored} to float32"
+    if inputs.longest is not None:
+        settings["longest_sequence"] = inputs.longest
     return export_module(
         str(source),
         model,
@@ -77,10 +81,7 @@ def export_huggingface(source: Path, folder: Path, options: ConvertOptions) -> E
         folder,
         kind="huggingface",
         must_stay_free=True,
-        options={
-            "architecture": architecture,
-            **({"cast": f"{stored} to float32"} if stored != "float32" else {}),
-        },
+        options=settings,
         ranges=inputs.ranges,
         lengths=inputs.lengths,
     )
@@ -95,20 +96,23 @@ def read_config(source: Path) -> dict[str, Any]:
     path = source / "config.json"
     if not path.is_file():
         raise SourceError(f"{source} has no config.json", expected="a Hugging Face model folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise SourceError(f"{path} cannot be read", found=error, expected="JSON") from error
-    if (
-        not isinstance(config, dict)
-        or not isinstance(config.get("architectures"), list)
-        or not config["architectures"]
-    ):
+    config = _read_json(path)
+    if not isinstance(config.get("architectures"), list) or not config["architectures"]:
         raise SourceError(
             f"{path} does not say which class the model is",
             expected='"architectures": ["BertModel"], or another class of transformers',
         )
     return config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SourceError(f"{path} cannot be read", found=error, expected="JSON") from error
+    if not isinstance(document, dict):
+        raise SourceError(f"{path} cannot be read", found=type(document).__name__, expected="a JSON object")
+    return document
 
 
 def _check_config(source: Path, config: Mapping[str, Any], *, allow_code: bool) -> str:
@@ -120,7 +124,7 @@ def _check_config(source: Path, config: Mapping[str, Any], *, allow_code: bool) 
             fix="read that code, then add --allow-code to run it",
         )
     decoder = config.get("is_decoder") or config.get("is_encoder_decoder")
-    if decoder or not architecture.endswith(tuple(TASKS)):
+    if decoder or architecture.endswith(REFUSED) or not architecture.endswith(tuple(TASKS)):
         raise SourceError(
             f"{source} is a kind of model that is not supported",
             found=f"{architecture}" + (", a decoder" if decoder else ""),
@@ -168,8 +172,9 @@ def _offline() -> Iterator[None]:
 
 
 def _load_model(
-    source: Path, architecture: str, options: ConvertOptions, *, pickled: bool
+    source: Path, config: Mapping[str, Any], options: ConvertOptions, *, pickled: bool
 ) -> torch.nn.Module:
+    architecture, own_code = str(config["architectures"][0]), "auto_map" in config
     try:
         with quiet():
             transformers = importlib.import_module("transformers")
@@ -178,7 +183,12 @@ def _load_model(
             f"{source} needs transformers", package="transformers", extra="huggingface"
         ) from error
     task = next(auto for ending, auto in TASKS.items() if architecture.endswith(ending))
-    loader = getattr(transformers, task)
+    loader = getattr(transformers, task if own_code else architecture, None)
+    if loader is None:
+        raise SourceError(
+            f"transformers {transformers.__version__} has no class {architecture}",
+            fix="install the version in config.json's transformers_version",
+        )
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -242,6 +252,7 @@ class _Inputs:
     free: Mapping[str, Mapping[int, str]]
     ranges: Mapping[str, tuple[float, float]]
     lengths: Mapping[str, tuple[int, ...]]
+    longest: int | None  # tokens in a sequence
 
 
 def _inputs_of(source: Path, model: Any) -> _Inputs:
@@ -266,7 +277,7 @@ def _text_inputs(model: Any) -> _Inputs:
         names.append("token_type_ids")
     tensors = {name: torch.ones(2, EXAMPLE_LENGTH, dtype=torch.int64) for name in names}
     longest = _longest_sequence(model)
-    tried = {size for size in TRIED_LENGTHS if longest is None or size <= longest}
+    tried = tuple(size for size in TRIED_LENGTHS if longest is None or size <= longest)
     return _Inputs(
         example=ExampleInputs(tensors=tensors, positional_count=0),
         free={name: {0: BATCH_AXIS, 1: SEQUENCE_AXIS} for name in names},
@@ -275,39 +286,58 @@ def _text_inputs(model: Any) -> _Inputs:
             "attention_mask": (0, 1),
             "token_type_ids": (0, max(segments - 1, 0)),
         },
-        lengths={SEQUENCE_AXIS: tuple(sorted(tried))},
+        lengths={SEQUENCE_AXIS: tried},
+        longest=longest,
     )
 
 
 def _longest_sequence(model: Any) -> int | None:
     """The number of positions that were learnt, or None where positions are relative or rotary."""
-    tables = [
-        module
-        for name, module in model.named_modules()
-        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings")
-    ]
-    # RoBERTa and its kin count positions from the padding index on.
-    return min(
-        (table.num_embeddings - (table.padding_idx or -1) - 1 for table in tables),
-        default=None,
-    )
+    lengths = []
+    stated = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(stated, int) and stated > 0:
+        lengths.append(stated)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(module, "num_embeddings"):
+            # RoBERTa and its kin count positions from behind the padding index on.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            lengths.append(module.num_embeddings - first)
+    return min(lengths, default=None)
 
 
 def _image_inputs(source: Path, config: Any) -> _Inputs:
     import torch
 
-    size = getattr(config, "image_size", None)
-    sides = [size, size] if isinstance(size, int) else list(size or ())
-    channels = getattr(config, "num_channels", None)
-    if len(sides) != 2 or not isinstance(channels, int):
-        raise SourceError(
-            f"{source / 'config.json'} does not say how large its images are",
-            found=f"image_size {size}, num_channels {channels}",
-            expected="both, as numbers",
-        )
+    height, width = _image_size(source, config)
     return _Inputs(
-        example=ExampleInputs(tensors={"pixel_values": torch.zeros(2, channels, *sides)}, positional_count=0),
+        example=ExampleInputs(
+            tensors={"pixel_values": torch.zeros(2, getattr(config, "num_channels", 3), height, width)},
+            positional_count=0,
+        ),
         free={"pixel_values": {0: BATCH_AXIS}},
         ranges={},
         lengths={},
+        longest=None,
+    )
+
+
+def _image_size(source: Path, config: Any) -> tuple[int, int]:
+    """Height and width in config.json, else those to which preprocessor_config.json scales and crops."""
+    sizes = [getattr(config, "image_size", None)]
+    path = source / "preprocessor_config.json"
+    if path.is_file():
+        preprocessor = _read_json(path)
+        sizes += [preprocessor.get("crop_size"), preprocessor.get("size")]
+    for size in sizes:
+        if isinstance(size, int):
+            return size, size
+        if isinstance(size, list | tuple) and len(size) == 2:
+            return int(size[0]), int(size[1])
+        if isinstance(size, dict) and "shortest_edge" in size:
+            return int(size["shortest_edge"]), int(size["shortest_edge"])
+        if isinstance(size, dict) and {"height", "width"} <= set(size):
+            return int(size["height"]), int(size["width"])
+    raise SourceError(
+        f"{source} does not say how large its images are",
+        expected="image_size in config.json, or size in preprocessor_config.json",
     )

@@ -33,6 +33,7 @@ from tritonsmith.ingest.torch_export import (
     quiet,
     reason_of,
     require_torch,
+    sizes_of,
 )
 
 if TYPE_CHECKING:
@@ -126,15 +127,14 @@ def _program_example(source: str, program: ExportedProgram) -> ExampleInputs:
 def _program_axes(program: ExportedProgram, example: ExampleInputs) -> dict[str, dict[int, str]]:
     """The free axes of a program by name: axis 0 is the batch axis where it is one symbol of all inputs."""
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    firsts = {str(values[name].shape[0]) if values[name].ndim else "" for name in example.tensors}
-    batched = len(firsts) == 1 and not "".join(firsts).isdigit() and firsts != {""}
-    names: dict[str, str] = {}
+    shapes = {name: sizes_of(values[name]) for name in example.tensors}
+    firsts = {shape[0] if shape else None for shape in shapes.values()}
+    names = {size: BATCH_AXIS for size in firsts if isinstance(size, str)} if len(firsts) == 1 else {}
     free: dict[str, dict[int, str]] = {}
-    for name in example.tensors:
-        for axis, size in enumerate(values[name].shape):
-            if not isinstance(size, int):
-                own = BATCH_AXIS if batched and str(size) in firsts else f"{name}_{axis}"
-                free.setdefault(name, {})[axis] = names.setdefault(str(size), own)
+    for name, shape in shapes.items():
+        for axis, size in enumerate(shape):
+            if isinstance(size, str):
+                free.setdefault(name, {})[axis] = names.setdefault(size, f"{name}_{axis}")
     return free
 
 
@@ -236,7 +236,9 @@ def _find_factory(source: str) -> Any:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = sorted(
-            name for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module_name and name[0] != "_"
         )
         raise SourceError(
             f"{module_name} has no function {attribute!r}"

@@ -152,9 +152,9 @@ def finish_export(
     output_keys = [key for key in program.graph_signature.user_outputs if isinstance(key, str)]
     symbols: dict[str, str] = {}
     for name, key in zip(input_names, input_keys, strict=True):
-        for axis, size in enumerate(values[key].shape):
-            if not isinstance(size, int):
-                symbols.setdefault(str(size), axis_names.get(name, {}).get(axis, f"{name}_{axis}"))
+        for axis, size in enumerate(sizes_of(values[key])):
+            if isinstance(size, str):
+                symbols.setdefault(size, axis_names.get(name, {}).get(axis, f"{name}_{axis}"))
     inputs = [_spec(n, values[k], symbols) for n, k in zip(input_names, input_keys, strict=True)]
     outputs = [_spec(n, values[k], symbols) for n, k in zip(output_names, output_keys, strict=True)]
     raw = folder / "raw.onnx"
@@ -171,6 +171,14 @@ def finish_export(
         ranges=ranges,
         lengths={**_lengths(program, symbols), **lengths},
     )
+
+
+def sizes_of(value: Any) -> tuple[int | str, ...]:
+    """The shape of a traced tensor: a number where torch fixed the axis, else its symbol.
+
+    A fixed axis can still be a SymInt, whose expression is then a number.
+    """
+    return tuple(int(text) if (text := str(size)).isdigit() else text for size in value.shape)
 
 
 def named_tensors(source: str, result: Any, name: str = "") -> dict[str, Any]:
@@ -287,7 +295,7 @@ def _frozen_axes(program: ExportedProgram, names: Sequence[str], free: FreeAxes)
     frozen = []
     for name, key in zip(names, program.graph_signature.user_inputs, strict=True):
         for axis, axis_name in free.get(name, {}).items():
-            size = values[str(key)].shape[axis]
+            size = sizes_of(values[str(key)])[axis]
             if isinstance(size, int):
                 frozen.append(f"axis {axis} ({axis_name}) of input {name!r} is fixed at {size}")
     return frozen
@@ -321,8 +329,8 @@ def _spec(name: str, value: Any, symbols: Mapping[str, str]) -> TensorSpec:
     if dtype not in dtypes.BY_NAME:
         raise SourceError(f"tensor {name!r} has a data type that Triton cannot serve", found=dtype)
     shape = tuple(
-        size if isinstance(size, int) else symbols.get(str(size), f"{name}_{axis}")
-        for axis, size in enumerate(value.shape)
+        symbols.get(size, f"{name}_{axis}") if isinstance(size, str) else size
+        for axis, size in enumerate(sizes_of(value))
     )
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
