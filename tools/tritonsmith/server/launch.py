@@ -51,7 +51,12 @@ class Launch:
     """A running tritonserver under its supervisor. Use as a context manager: leaving it leaves nothing."""
 
     def __init__(
-        self, environment: ServerEnvironment, arguments: Sequence[str], *, exit_timeout_s: float
+        self,
+        environment: ServerEnvironment,
+        arguments: Sequence[str],
+        *,
+        http_port: int,
+        exit_timeout_s: float,
     ) -> None:
         self._exit_timeout_s = exit_timeout_s
         self._folder = _make_run_folder(environment)
@@ -61,28 +66,31 @@ class Launch:
         self._exited = threading.Event()
         self._log = ""
         self._closed = False
+        self.asked_to_end = False
         order = {
             "command": [
                 str(environment.tritonserver),
                 *arguments,
                 *_common_arguments(environment, self._folder),
-                f"--exit-timeout-secs={max(1, round(exit_timeout_s))}",
+                f"--exit-timeout-secs={max(1, int(exit_timeout_s))}",
             ],
             "environment": _server_variables(environment, self._folder.path),
             "folder": str(self._folder.path),
             "log": str(self._folder.log),
             "shm_prefix": self._folder.shm_prefix,
+            "http_port": http_port,
             "exit_timeout_s": exit_timeout_s,
         }
-        self._supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_SUPERVISOR)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            pass_fds=(self._folder.lock,),
-            start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which then stops it
-        )
+        with self._folder.log.open("ab") as log:
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_SUPERVISOR)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd="/",
+                pass_fds=(self._folder.lock,),
+                start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which then stops it
+            )
         os.close(self._folder.lock)  # the supervisor holds it from here on
         self._say(json.dumps(order))
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -125,6 +133,7 @@ class Launch:
 
     def stop(self) -> int | None:
         """Let it finish what it answers, then end it; killed past its time-out. Returns the exit code."""
+        self.asked_to_end = True
         self._say("stop")
         if self.wait(self._exit_timeout_s + 5) is None:
             self._say("kill")
@@ -133,6 +142,7 @@ class Launch:
 
     def kill(self) -> None:
         """End it at once."""
+        self.asked_to_end = True
         self._say("kill")
         self.wait(5)
 

@@ -19,11 +19,12 @@ from types import FrameType
 from tritonsmith.errors import RepositoryError, ServerError
 from tritonsmith.server.environment import ServerEnvironment, ensure_environment, stage_requirements
 from tritonsmith.server.launch import Launch, clear_stale_runs
+from tritonsmith.server.log import relevant_lines
 from tritonsmith.server.options import ServerOptions
 from tritonsmith.server.ports import LOOPBACK, find_free_port, port_error, refuse_used_port
 from tritonsmith.server.proof import prove_inference
 from tritonsmith.server.provision import silent
-from tritonsmith.server.ready import describe_exit, relevant_lines, wait_until_ready
+from tritonsmith.server.ready import describe_exit, wait_until_ready
 
 _TRIES = 3
 _BIND_FAILED = re.compile(r"(already in use|failed to bind|Address already in use|Unavailable - Socket)")
@@ -67,7 +68,8 @@ class Server:
 
     def check(self) -> None:
         """Raise ServerError, with the lines of the log that matter, where the server has ended by itself."""
-        if (code := self.launch.exit_code) is not None:
+        code = self.launch.exit_code
+        if code is not None and not self.launch.asked_to_end:
             raise ServerError(
                 f"tritonserver ended while serving {self.repository} ({describe_exit(code)})",
                 found=relevant_lines(self.read_log()),
@@ -116,7 +118,12 @@ def start(repository: Path, options: ServerOptions, *, say: Callable[[str], None
     say(f"starting Triton on {repository}")
     for attempt in range(1, _TRIES + 1):
         chosen = _choose_ports(options)
-        launch = Launch(environment, _arguments(repository, chosen), exit_timeout_s=options.exit_timeout_s)
+        launch = Launch(
+            environment,
+            _arguments(repository, chosen),
+            http_port=chosen.http_port,
+            exit_timeout_s=options.exit_timeout_s,
+        )
         try:
             _make_ready(launch, environment, chosen)
         except BaseException as error:
@@ -143,15 +150,21 @@ def start(repository: Path, options: ServerOptions, *, say: Callable[[str], None
 def _make_ready(launch: Launch, environment: ServerEnvironment, options: ServerOptions) -> None:
     """Wait for the server and, at the same time, for the proof."""
     launch.pid  # noqa: B018 - raises where it could not be started at all
+    over = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        proof: Future[None] = pool.submit(prove_inference, environment, timeout_s=options.ready_timeout_s)
-        wait_until_ready(
-            launch,
-            options.http_port,
-            timeout_s=options.ready_timeout_s,
-            cancelled=lambda: proof.done() and proof.exception() is not None,
+        proof: Future[None] = pool.submit(
+            prove_inference, environment, timeout_s=options.ready_timeout_s, cancelled=over.is_set
         )
-        proof.result()
+        try:
+            wait_until_ready(
+                launch,
+                options.http_port,
+                timeout_s=options.ready_timeout_s,
+                cancelled=lambda: proof.done() and proof.exception() is not None,
+            )
+            proof.result()
+        finally:
+            over.set()
 
 
 def serve_forever(

@@ -12,6 +12,7 @@ control `none` cannot unload), and a user's own model cannot be asked without sa
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ _REQUEST = {
 _EXPECTED = {"doubled": [3.0, -4.0, 6.5], "echo": ["é ist größer als naïve"]}
 
 
-def prove_inference(environment: ServerEnvironment, *, timeout_s: float = 60.0) -> None:
+def prove_inference(
+    environment: ServerEnvironment,
+    *,
+    timeout_s: float = 60.0,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
     """Start a server for one model, ask it, compare by value, end it. Raises ServerError."""
     port = find_free_port()
     arguments = [
@@ -44,9 +50,11 @@ def prove_inference(environment: ServerEnvironment, *, timeout_s: float = 60.0) 
         "--allow-grpc=false",
         "--allow-metrics=false",
     ]
-    with Launch(environment, arguments, exit_timeout_s=10) as launch:
+    with Launch(environment, arguments, http_port=port, exit_timeout_s=10) as launch:
         try:
-            wait_until_ready(launch, port, timeout_s=timeout_s, cancelled=lambda: False)
+            wait_until_ready(launch, port, timeout_s=timeout_s, cancelled=cancelled)
+            if cancelled():
+                return
             status, body = ask_http(port, "POST", f"/v2/models/{_MODEL}/infer", _REQUEST)
         except (ServerError, OSError) as error:
             raise _failure(environment, str(error)) from error

@@ -81,6 +81,8 @@ def locked(path: Path, *, say: Callable[[str], None] = silent) -> Iterator[None]
         except BlockingIOError:
             say(f"another tritonsmith is at work on {path.stem}; waiting for it")
             fcntl.flock(stream, fcntl.LOCK_EX)
+        # A child that outlives this process (a pip whose parent was killed) keeps the lock until it ends.
+        os.set_inheritable(stream.fileno(), True)
         yield
 
 
@@ -160,6 +162,7 @@ def run_quietly(
         env=dict(environment) if environment is not None else None,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
+        close_fds=False,  # only the lock is inheritable
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -14,13 +14,20 @@ import os
 import select
 import shutil
 import signal
+import socket
+import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SYS_PIDFD_GETFD = 438
+TCP_ESTABLISHED = "01"  # in /proc/net/tcp
+TCPI_LAST_DATA_RECV = 52  # offset in struct tcp_info, in ms
+_QUIET_MS = 300
 _TICK_S = 0.05
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,9 +42,12 @@ def main() -> None:
     if not order:
         return
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    server = _start(order)
+    try:
+        server = _start(order)
+    except OSError as error:
+        sys.exit(f"cannot run {error.filename}: {error.strerror}")  # into the log
     _tell({"event": "started", "pid": server.pid})
-    _watch(server, parent, order["exit_timeout_s"])
+    _watch(server, parent, order)
     _end_children()
     _remove_shared_memory(order["shm_prefix"])
     _tell({"event": "exited", "code": server.returncode})
@@ -66,7 +76,7 @@ def _bind_to_supervisor() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def _watch(server: subprocess.Popen[bytes], parent: int, exit_timeout_s: float) -> None:
+def _watch(server: subprocess.Popen[bytes], parent: int, order: dict[str, Any]) -> None:
     """Wait for the server's end, and bring it about when told or when the parent is gone."""
     deadline = None
     orphaned = False
@@ -77,10 +87,60 @@ def _watch(server: subprocess.Popen[bytes], parent: int, exit_timeout_s: float) 
         if not orphaned and (command == "" or os.getppid() != parent):
             orphaned, command = True, "stop"
         if command == "stop" and deadline is None:
-            deadline = time.monotonic() + exit_timeout_s
+            deadline = time.monotonic() + order["exit_timeout_s"]
             server.send_signal(signal.SIGTERM)
         if command == "kill" or (deadline is not None and time.monotonic() > deadline):
             server.kill()
+        if deadline is not None:
+            _close_idle_connections(server.pid, order["http_port"])
+
+
+def _close_idle_connections(pid: int, port: int) -> None:
+    """Let the server see the end of every HTTP connection on which nothing arrives any more.
+
+    Triton waits for its HTTP connections to close before it stops anything else, and a client's idle
+    keep-alive connection makes it wait for the whole time-out. Shutting the reading side of the server's own
+    socket ends an idle connection; one with a request in flight is read again only after its answer is sent.
+    Where the kernel does not lend descriptors (pidfd_getfd), the time-out stays the bound.
+    """
+    wanted = _established(pid, port)
+    if not wanted:
+        return
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if str(entry.readlink()) in wanted:
+                _shut_if_quiet(process, int(entry.name))
+    except OSError:
+        return  # the server has ended, or closed one meanwhile: the next tick looks again
+    finally:
+        os.close(process)
+
+
+def _shut_if_quiet(process: int, descriptor: int) -> None:
+    lent = _libc.syscall(SYS_PIDFD_GETFD, process, descriptor, 0)
+    if lent < 0:
+        return
+    with socket.socket(fileno=lent) as connection:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+        if struct.unpack_from("I", info, TCPI_LAST_DATA_RECV)[0] > _QUIET_MS:  # else a body is arriving
+            connection.shutdown(socket.SHUT_RD)
+
+
+def _established(pid: int, port: int) -> set[str]:
+    try:
+        rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return set()
+    fields = [row.split() for row in rows]
+    return {
+        f"socket:[{row[9]}]"
+        for row in fields
+        if row[3] == TCP_ESTABLISHED and int(row[1].rpartition(":")[2], 16) == port
+    }
 
 
 def _read_command(timeout_s: float | None) -> str | None:
