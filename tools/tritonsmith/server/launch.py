@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tritonsmith.errors import ServerError
+from tritonsmith.errors import ProvisionError, ServerError
 from tritonsmith.server.environment import ServerEnvironment
-from tritonsmith.server.provision import cache_folder, clean_environment
+from tritonsmith.server.provision import CACHE_VARIABLE, cache_folder, clean_environment
 
 BACKENDS = Path(__file__).with_name("backends")
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -27,12 +28,29 @@ _SHM = Path("/dev/shm")  # noqa: S108 - where Triton's stub keeps its segments
 _STALE_AFTER_S = 60.0
 
 
+# Triton joins the stub's arguments into a string for bash, and the stub's file system encoding is ASCII.
+_PLAIN = re.compile(r"[A-Za-z0-9/._+=@%-]+")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFolder:
-    """What a run keeps on disk: backends/, tmp/, the log, and a lock that says that it is alive."""
+    """What a run keeps on disk, under a plain path: links to all that has a path of its own, tmp/, the log,
+    and a lock that says that the run is alive."""
 
     path: Path
     lock: int  # file descriptor
+
+    @property
+    def repository(self) -> Path:
+        return self.path / "repository"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment"
+
+    @property
+    def backends(self) -> Path:
+        return self.path / "backends"
 
     @property
     def log(self) -> Path:
@@ -44,7 +62,7 @@ class RunFolder:
 
 
 def shm_prefix(folder: Path) -> str:
-    return f"tritonsmith-{folder.name}-"
+    return f"{folder.name}-"
 
 
 class Launch:
@@ -53,13 +71,15 @@ class Launch:
     def __init__(
         self,
         environment: ServerEnvironment,
+        repository: Path,
         arguments: Sequence[str],
         *,
         http_port: int,
         exit_timeout_s: float,
     ) -> None:
         self._exit_timeout_s = exit_timeout_s
-        self._folder = _make_run_folder(environment)
+        self._repository = repository.absolute()
+        self._folder = _make_run_folder(environment, self._repository)
         self._pid: int | None = None
         self._code: int | None = None
         self._started = threading.Event()
@@ -74,7 +94,7 @@ class Launch:
                 *_common_arguments(environment, self._folder),
                 f"--exit-timeout-secs={max(1, int(exit_timeout_s))}",
             ],
-            "environment": _server_variables(environment, self._folder.path),
+            "environment": _server_variables(environment, self._folder),
             "folder": str(self._folder.path),
             "log": str(self._folder.log),
             "shm_prefix": self._folder.shm_prefix,
@@ -126,9 +146,10 @@ class Launch:
         """Everything that the server and its models printed so far; also after the end."""
         if not self._closed:
             try:
-                self._log = self._folder.log.read_text(encoding="utf-8", errors="replace")
+                log = self._folder.log.read_text(encoding="utf-8", errors="replace")
             except FileNotFoundError:
                 return self._log
+            self._log = log.replace(str(self._folder.repository), str(self._repository))
         return self._log
 
     def stop(self) -> int | None:
@@ -211,7 +232,7 @@ class Launch:
 
 def clear_stale_runs() -> None:
     """Remove what runs left whose supervisor was killed: nobody holds the lock of their folder."""
-    for folder in (cache_folder() / "runs").glob("*"):
+    for folder in _runs_folder().glob("tritonsmith-*"):
         try:
             with (folder / "lock").open("r+") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,48 +248,64 @@ def _remove_run(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make_run_folder(environment: ServerEnvironment) -> RunFolder:
-    """A fresh folder; its backends are links, so that an edit in this package is served at the next start."""
+def _runs_folder() -> Path:
+    """In the cache, else in the first writable place with a plain path."""
     runs = cache_folder() / "runs"
-    runs.mkdir(exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix="", dir=runs))
+    if _PLAIN.fullmatch(str(runs)):
+        runs.mkdir(exist_ok=True)
+        return runs
+    for place in (os.environ.get("TMPDIR", "/tmp"), "/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108
+        if _PLAIN.fullmatch(place) and os.access(place, os.W_OK | os.X_OK):
+            return Path(place)
+    raise ProvisionError(
+        "Triton needs a folder whose path is of letters, digits and / . _ + = @ % - alone",
+        found=runs,
+        fix=f"set {CACHE_VARIABLE} to such a folder",
+    )
+
+
+def _make_run_folder(environment: ServerEnvironment, repository: Path) -> RunFolder:
+    """A fresh folder of links, so that an edit in this package's backends is served at the next start."""
+    path = Path(tempfile.mkdtemp(prefix="tritonsmith-", dir=_runs_folder()))
     lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = RunFolder(path=path, lock=lock)
     (path / "tmp").mkdir()
-    backends = path / "backends"
-    backends.mkdir()
-    (backends / "python").symlink_to(environment.backends / "python")
-    for folder in BACKENDS.iterdir():
-        if (folder / "model.py").is_file():
-            (backends / folder.name).symlink_to(folder)
-    return RunFolder(path=path, lock=lock)
+    folder.repository.symlink_to(repository)
+    folder.environment.symlink_to(environment.folder)
+    folder.backends.mkdir()
+    (folder.backends / "python").symlink_to(environment.backends / "python")
+    for backend in BACKENDS.iterdir():
+        if (backend / "model.py").is_file():
+            (folder.backends / backend.name).symlink_to(backend)
+    return folder
 
 
 def _common_arguments(environment: ServerEnvironment, folder: RunFolder) -> list[str]:
-    backends = folder.path / "backends"
     prefixes = [
         f"--backend-config={backend.name},shm-region-prefix-name={folder.shm_prefix}"
-        for backend in sorted(backends.iterdir())
+        for backend in sorted(folder.backends.iterdir())
     ]
     return [
-        f"--backend-directory={backends}",
+        f"--model-repository={folder.repository}",
+        f"--backend-directory={folder.backends}",
         f"--cache-directory={environment.caches}",
         *prefixes,
     ]
 
 
-def _server_variables(environment: ServerEnvironment, folder: Path) -> dict[str, str]:
+def _server_variables(environment: ServerEnvironment, folder: RunFolder) -> dict[str, str]:
     """Its Python is the first python3 on PATH; its locale is UTF-8; it writes no .pyc into a repository."""
     variables = clean_environment()
     libraries = [str(environment.python_library_folder), str(environment.library_folder)]
     if inherited := variables.get("LD_LIBRARY_PATH"):
         libraries.append(inherited)
     return variables | {
-        "PATH": os.pathsep.join([str(environment.python.parent), variables.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(folder.environment / "bin"), variables.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        "VIRTUAL_ENV": str(environment.folder),
+        "VIRTUAL_ENV": str(folder.environment),
         "LC_ALL": "C.UTF-8",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
-        "TMPDIR": str(folder / "tmp"),
+        "TMPDIR": str(folder.path / "tmp"),
     }

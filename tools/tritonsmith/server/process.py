@@ -120,6 +120,7 @@ def start(repository: Path, options: ServerOptions, *, say: Callable[[str], None
         chosen = _choose_ports(options)
         launch = Launch(
             environment,
+            repository,
             _arguments(repository, chosen),
             http_port=chosen.http_port,
             exit_timeout_s=options.exit_timeout_s,
@@ -224,7 +225,6 @@ def _choose_ports(options: ServerOptions) -> ServerOptions:
 
 def _arguments(repository: Path, options: ServerOptions) -> list[str]:
     arguments = [
-        f"--model-repository={repository.absolute()}",
         f"--http-address={LOOPBACK}",
         f"--grpc-address={LOOPBACK}",
         f"--metrics-address={LOOPBACK}",

@@ -44,13 +44,12 @@ def prove_inference(
     """Start a server for one model, ask it, compare by value, end it. Raises ServerError."""
     port = find_free_port()
     arguments = [
-        f"--model-repository={PROOF_REPOSITORY}",
         f"--http-port={port}",
         "--http-address=127.0.0.1",
         "--allow-grpc=false",
         "--allow-metrics=false",
     ]
-    with Launch(environment, arguments, http_port=port, exit_timeout_s=10) as launch:
+    with Launch(environment, PROOF_REPOSITORY, arguments, http_port=port, exit_timeout_s=10) as launch:
         try:
             wait_until_ready(launch, port, timeout_s=timeout_s, cancelled=cancelled)
             if cancelled():
