@@ -33,6 +33,7 @@ ORT_FLOAT_OPS = frozenset(
     {"Attention", "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "Gemm"}
     | {"LSTM", "MatMul", "MultiHeadAttention", "NhwcFusedConv", "TransposeMatMul"}
 )
+# The products of two activations in attention are not among them: OpenVINO hides them in a "Subgraph".
 OPENVINO_OPS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNSeq", "RNNCell"})
 
 

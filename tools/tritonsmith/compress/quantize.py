@@ -96,9 +96,14 @@ def quantize_static(
         prepared = prepare_graph(artifact.path, folder)
         say(f"calibrating on {calibration.count} samples of {calibration.path.name}")
         quantized = folder / "quantized.onnx"
-        _run_static(prepared, quantized, artifact, calibration, arithmetic)
+        transformer = is_transformer(artifact)
+        kinds = TRANSFORMER_OPS if transformer else QUANTIZED_OPS
+        spared = _attention_products(prepared) if transformer else frozenset()
+        with _named_failures(artifact):
+            inputs = chunks(calibration, batched=artifact.batched)
+            _run_static(prepared, quantized, Reader(inputs), arithmetic, kinds, spared)
         model = onnx_model.load_model(quantized)
-        _free_last_outputs(model.graph)
+        _free_last_outputs(model.graph, kinds, spared)
         tidy(model, onnx_model.load_model(artifact.path, with_weights=False))
         staged = folder / out.name
         onnx_model.save_model(model, staged)
@@ -151,38 +156,38 @@ def quantize_dynamic(
 def _run_static(
     prepared: Path,
     quantized: Path,
-    artifact: Artifact,
-    calibration: Samples,
+    reader: Reader,
     arithmetic: Arithmetic,
+    kinds: tuple[str, ...],
+    spared: frozenset[str],
 ) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as run
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     symmetric = arithmetic.activations == "int8"
-    transformer = is_transformer(artifact)
-    with _named_failures(artifact):
-        run(
-            prepared,
-            quantized,
-            Reader(chunks(calibration, batched=artifact.batched)),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(TRANSFORMER_OPS if transformer else QUANTIZED_OPS),
-            per_channel=True,
-            reduce_range=arithmetic.reduce_range,
-            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=_attention_products(prepared) if transformer else [],
-            extra_options={"ActivationSymmetric": symmetric},
-        )
+    quantize_static(
+        prepared,
+        quantized,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(kinds),
+        nodes_to_exclude=sorted(spared),
+        per_channel=True,
+        reduce_range=arithmetic.reduce_range,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        calibrate_method=CalibrationMethod.MinMax,
+        extra_options={"ActivationSymmetric": symmetric},
+    )
 
 
-def _attention_products(prepared: Path) -> list[str]:
+def _attention_products(prepared: Path) -> frozenset[str]:
     """Names of the products of two activations."""
     graph = onnx_model.load_model(prepared, with_weights=False).graph
     constants = constants_of(graph)
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)]
+    return frozenset(
+        node.name for node in graph.node if node.op_type == "MatMul" and not constants & set(node.input)
+    )
 
 
 @contextmanager
@@ -213,7 +218,7 @@ def _refuse_weightless(artifact: Artifact) -> None:
         )
 
 
-def _free_last_outputs(graph: onnx.GraphProto) -> None:
+def _free_last_outputs(graph: onnx.GraphProto, kinds: tuple[str, ...], spared: frozenset[str]) -> None:
     """Let Gemm and MatMul give floats where nothing quantized reads them.
 
     Both engines run an INT8 product with a float result, and rounding a result once more only costs
@@ -233,7 +238,8 @@ def _free_last_outputs(graph: onnx.GraphProto) -> None:
         if len(readers[quantize.input[0]]) != 1 or [node.op_type for node in pair] != ["DequantizeLinear"]:
             continue
         dequantize = pair[0]
-        if any(node.op_type in QUANTIZED_OPS for node in readers.get(dequantize.output[0], [])):
+        reading = readers.get(dequantize.output[0], [])
+        if any(node.op_type in kinds and node.name not in spared for node in reading):
             continue
         if quantize.input[0] in outputs:
             continue
