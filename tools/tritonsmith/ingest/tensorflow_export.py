@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ Shape = tuple[int | None, ...]
 
 NEWEST_OPSET = 18  # that tf2onnx 1.17 writes
 TOOLS = ("tensorflow", "tensorflow-cpu", "keras", "tf-keras", "tf2onnx")
+ERROR_LINE = re.compile(r"\w*(Error|Exception)\b.*: ")
+ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LOGGERS = ("tensorflow", "absl", "tf2onnx")
 # Operations that reach out of the graph: a model is not run, not even to compare, where it holds one.
 OUTSIDE_WORDS = ("File", "PyFunc", "SaveV2", "RestoreV2", "Checkpoint", "Socket", "RemoteCall")
@@ -64,7 +68,8 @@ def import_framework(name: str, source: Path) -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
-        with _native_stderr_held():
+        with _native_stderr_held(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of their own deprecations
             importlib.import_module("tensorflow")
             module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -96,12 +101,11 @@ def export_flat(
             convert one of its operations.
     """
     tf = import_framework("tensorflow", function.source)
-    traced, signature = _trace(tf, function)
-    concrete = traced.get_concrete_function()
+    concrete = _trace(tf, function)
     _refuse_outside(function.source, concrete)
     opset = min(options.opset or NEWEST_OPSET, NEWEST_OPSET)
     raw = folder / "raw.onnx"
-    save_model(_convert(function.source, traced, signature, opset), raw)
+    save_model(_convert(function.source, concrete, opset), raw)
     inputs = tuple(_spec(port.name, port.dtype, port.shape) for port in function.inputs)
     outputs = _output_specs(function, concrete)
     return Exported(
@@ -117,13 +121,21 @@ def export_flat(
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, cut to a readable length."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    """The part of an error's message that says most, cut to a readable length."""
+    text = ANSI_COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0] == "in user code:":  # AutoGraph puts the source lines before the error's own
+        lines = [line for line in lines if ERROR_LINE.match(line)] or lines
+        return lines[0][:300]
+    if lines[0].startswith("Exception encountered when calling"):  # Keras says where first, then what
+        return " ".join([f"{type(error).__name__}:", *lines[:2]])[:300]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _trace(tf: Any, function: FlatFunction) -> tuple[Any, list[Any]]:
-    """The function as a tf.function with a fixed signature; tensors are named by their place."""
+def _trace(tf: Any, function: FlatFunction) -> Any:
+    """The function as a TensorFlow graph; tensors are named by their place."""
     signature = [
         tf.TensorSpec(port.shape, tf.as_dtype(port.dtype), name=f"input_{index:03d}")
         for index, port in enumerate(function.inputs)
@@ -133,15 +145,13 @@ def _trace(tf: Any, function: FlatFunction) -> tuple[Any, list[Any]]:
         outputs = function.call(list(tensors))
         return {f"output_{index:03d}": tf.identity(value) for index, value in enumerate(outputs)}
 
-    traced = tf.function(compute, input_signature=signature)
     try:
         with function.while_traced():
-            traced.get_concrete_function()
+            return tf.function(compute, input_signature=signature).get_concrete_function()
     except Exception as error:
         raise SourceError(
             f"{function.source} cannot be traced by TensorFlow", found=first_line(error)
         ) from error
-    return traced, signature
 
 
 def _refuse_outside(source: Path, concrete: Any) -> None:
@@ -184,11 +194,23 @@ def _spec(name: str, dtype: str, shape: Shape) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=tuple(axes))
 
 
-def _convert(source: Path, traced: Any, signature: list[Any], opset: int) -> onnx.ModelProto:
+def _convert(source: Path, concrete: Any, opset: int) -> onnx.ModelProto:
+    """The frozen function as ONNX.
+
+    Not by tf2onnx's `from_function`, which takes constants that a function captured for inputs.
+    """
     tf2onnx = import_framework("tf2onnx", source)
     model: onnx.ModelProto
     try:
-        model, _ = tf2onnx.convert.from_function(traced, input_signature=signature, opset=opset)
+        with _warnings_held():
+            frozen = _freeze(concrete)
+            model, _ = tf2onnx.convert.from_graph_def(
+                _without_xla(frozen.graph.as_graph_def(add_shapes=True)),
+                input_names=[tensor.name for tensor in frozen.inputs],
+                output_names=[tensor.name for tensor in frozen.outputs],
+                opset=opset,
+                custom_op_handlers={"Erfc": (_erfc, []), "Expm1": (_expm1, [])},
+            )
     except Exception as error:
         raise SourceError(
             f"{source} cannot be converted to ONNX by tf2onnx", found=first_line(error)
@@ -200,6 +222,50 @@ def _convert(source: Path, traced: Any, signature: list[Any], opset: int) -> onn
             fix="move them out of the model, for example into a Python stage before or after it",
         )
     return model
+
+
+def _freeze(concrete: Any) -> Any:
+    """The function with its variables and captured tensors as constants, loops kept as they are."""
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    return convert_variables_to_constants_v2(concrete, lower_control_flow=False, aggressive_inlining=True)
+
+
+def _without_xla(graph: Any) -> Any:
+    """The graph without the marks that keep a call whole; Keras 3 sets them around grouped convolutions."""
+    for node in (*graph.node, *(node for function in graph.library.function for node in function.node_def)):
+        node.attr.pop("_XlaMustCompile", None)
+    for function in graph.library.function:
+        for mark in ("_XlaMustCompile", "_noinline"):
+            function.attr.pop(mark, None)
+    return graph
+
+
+def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """erfc(x) is 1 - erf(x); exact GELU is made of it, and tf2onnx 1.17 does not know it."""
+    del name, arguments
+    (erfc,) = node.output
+    data_type, shape = context.get_dtype(erfc), context.get_shape(erfc)
+    context.remove_node(node.name)
+    erf = context.make_node("Erf", node.input, dtypes=[data_type], shapes=[shape])
+    one = _one(context, node.name, data_type)
+    context.make_node("Sub", [one, erf.output[0]], outputs=[erfc], dtypes=[data_type], shapes=[shape])
+
+
+def _expm1(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """expm1(x) is exp(x) - 1, a hair less exact near zero; CELU is made of it."""
+    del name, arguments
+    (expm1,) = node.output
+    data_type, shape = context.get_dtype(expm1), context.get_shape(expm1)
+    context.remove_node(node.name)
+    exp = context.make_node("Exp", node.input, dtypes=[data_type], shapes=[shape])
+    one = _one(context, node.name, data_type)
+    context.make_node("Sub", [exp.output[0], one], outputs=[expm1], dtypes=[data_type], shapes=[shape])
+
+
+def _one(context: Any, prefix: str, data_type: int) -> str:
+    value = np.array(1, onnx.helper.tensor_dtype_to_np_dtype(data_type))
+    return str(context.make_const(f"{prefix}_one", value).output[0])
 
 
 def _unknown_operators(graph: onnx.GraphProto, opset: int) -> set[str]:
@@ -220,6 +286,17 @@ def _reference(tf: Any, function: FlatFunction) -> Reference:
         return dict(zip(function.output_names, answers, strict=True))
 
     return compute
+
+
+@contextmanager
+def _warnings_held() -> Iterator[None]:
+    """Keep back what tf2onnx logs through the root logger: it is about its own optimisations."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager
