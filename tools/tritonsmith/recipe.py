@@ -57,6 +57,7 @@ such as "package.module:function") needs the caller's `allow_code`.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -252,7 +253,9 @@ def _warmup_from(table: Mapping[str, Any] | None, base: Path) -> WarmupRequest |
     _check_least(table, "warmup", "count", 1)
     _check_least(table, "warmup", "batch_size", 1)
     return WarmupRequest(
-        samples=base / table["samples"], count=table.get("count", 1), batch_size=table.get("batch_size", 1)
+        samples=_located(base, table["samples"]),
+        count=table.get("count", 1),
+        batch_size=table.get("batch_size", 1),
     )
 
 
@@ -295,7 +298,7 @@ def _step_from(table: Mapping[str, Any], place: str, base: Path) -> EnsembleStep
 
 def _labels_from(table: Mapping[str, Any], place: str, base: Path) -> dict[str, Path]:
     check_keys(table, dict.fromkeys(table, str), place=place, known={})
-    return {output: base / file for output, file in table.items()}
+    return {output: _located(base, file) for output, file in table.items()}
 
 
 def _source(source: str, base: Path, *, allow_code: bool) -> str:
@@ -303,7 +306,7 @@ def _source(source: str, base: Path, *, allow_code: bool) -> str:
     if _MODULE_SOURCE.fullmatch(source) and not (base / source).exists():
         _check_code("model.source", source, names_code=True, allow_code=allow_code)
         return source
-    return str(base / source)
+    return str(_located(base, source))
 
 
 def _check_code(place: str, value: str, *, names_code: bool, allow_code: bool) -> None:
@@ -337,7 +340,15 @@ def _check_least(table: Mapping[str, Any], place: str, key: str, least: int) -> 
 
 
 def _path(table: Mapping[str, Any], key: str, base: Path) -> Path | None:
-    return base / table[key] if key in table else None
+    return _located(base, table[key]) if key in table else None
+
+
+def _located(base: Path, file: str) -> Path:
+    """The file from the recipe's folder, without the detours of `..`."""
+    path = base / file
+    if ".." not in path.parts:
+        return path
+    return path.resolve() if path.is_absolute() else Path(os.path.relpath(path.resolve()))
 
 
 def _strings(table: Mapping[str, Any], key: str, place: str) -> tuple[str, ...] | None:
