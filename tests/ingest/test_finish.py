@@ -275,6 +275,19 @@ def test_names_that_the_source_gave_are_kept(raw: Path, out: Path) -> None:
     assert finish(exported(raw, model), out).outputs[0].shape == ("batch", "words", 2)
 
 
+def test_an_output_axis_of_a_length_of_its_own_carries_the_output_name(raw: Path, out: Path) -> None:
+    model = model_from_text(
+        "g (float[batch, ?, 2] x) => (float[batch, ?, 2] y, float[batch, longer, 2] z)"
+        " { y = Concat <axis: int = 1> (x, x)  z = Concat <axis: int = 1> (x, x) }"
+    )
+    artifact = finish(exported(raw, model), out)
+    assert [spec.shape[1] for spec in (*artifact.inputs, *artifact.outputs)] == [
+        "sequence",
+        "y_sequence",
+        "longer",
+    ]
+
+
 def test_unnamed_axes_that_only_work_at_one_length_share_a_name(raw: Path, out: Path) -> None:
     model = model_from_text(
         "g (float[batch, ?] a, float[batch, ?] b) => (float[batch, ?] y) { y = Add(a, b) }"
@@ -299,6 +312,18 @@ def test_functions_and_dead_metadata_are_gone(raw: Path, out: Path) -> None:
     assert [entry.domain for entry in clean.opset_import] == [""]
     assert [(entry.key, entry.value) for entry in clean.metadata_props] == [("author", "me")]
     assert b"my machine" not in out.read_bytes()
+
+
+def test_the_notes_of_an_exporter_are_gone(raw: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxslim, "slim", lambda model: model)
+    model = linear_model("batch")
+    noted = (model.graph, model.graph.node[0], model.graph.initializer[0], model.graph.input[0])
+    for item in noted:
+        item.doc_string = "line 7 of train.py"
+    for item in noted:
+        item.metadata_props.add(key="pkg.onnxscript.source", value="line 7 of train.py")
+    finish(exported(raw, model), out)
+    assert b"train.py" not in out.read_bytes()
 
 
 def test_a_model_is_simplified(raw: Path, out: Path) -> None:

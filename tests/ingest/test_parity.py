@@ -136,6 +136,18 @@ def test_nan_and_infinity_are_equal_to_themselves_alone(tmp_path: Path) -> None:
         prove(replace(source, reference=lambda arrays: {"y": np.nan_to_num(root(arrays)["y"])}))
 
 
+def test_infinity_of_the_other_sign_is_another_value(tmp_path: Path) -> None:
+    model = model_from_text("g (float[batch, 2] x) => (float[batch, 2] y) { y = Mul(x, big) }")
+    big = np.array([2.0, np.inf], dtype=np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(big, "big"))
+    source = exported(tmp_path, model, lambda arrays: {"y": arrays["x"] * big})
+    assert prove(source).outputs["y"].values_count == 13
+    with pytest.raises(ParityError, match=r"'y' differs .* \[0, 1\]"):
+        prove(
+            replace(source, reference=lambda arrays: {"y": arrays["x"] * big * np.array([1, -1], np.float32)})
+        )
+
+
 def test_an_output_that_is_never_finite_proves_nothing(tmp_path: Path) -> None:
     model = model_from_text("g (float[batch, 4] x) => (float[batch, 4] y) { y = Mul(x, nan) }")
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(np.nan, np.float32), "nan"))
@@ -273,15 +285,16 @@ def test_an_index_is_followed_through_casts_and_reshapes() -> None:
         "g (float[N, 2] ids, int64[N, 1] other) => (float[N, 4] y) {"
         " whole = Cast <to: int = 7> (ids)  flat = Reshape(whole, shape)  rows = Gather(table, flat)"
         " both = Concat <axis: int = 1> (other, whole)  more = Gather <axis: int = 1> (wide, both)"
-        " y = Identity(rows) }",
+        " last = Gather(long, flat)  y = Identity(rows) }",
         {
             "table": np.zeros((6, 4), dtype=np.float32),
-            "wide": np.zeros((2, 9), dtype=np.float32),
+            "wide": np.zeros((2, 4), dtype=np.float32),
+            "long": np.zeros((8, 4), dtype=np.float32),
             "shape": np.array([-1]),
         },
     )
     inputs, _ = signature_of(model)
-    assert index_ranges(model, inputs) == {"ids": (0.0, 5.0), "other": (0.0, 8.0)}
+    assert index_ranges(model, inputs) == {"ids": (0.0, 3.0), "other": (0.0, 3.0)}
 
 
 def test_seeded_indices_are_whole_and_in_range(tmp_path: Path) -> None:
