@@ -33,7 +33,8 @@ from tritonsmith.ingest.keras_file import (
 from tritonsmith.ingest.keras_gru import traceable_gru
 from tritonsmith.ingest.keras_signature import flat_function_of
 from tritonsmith.ingest.source import ConvertOptions, Exported
-from tritonsmith.ingest.tensorflow_export import export_flat, first_line, import_framework
+from tritonsmith.ingest.tensorflow_export import export_flat
+from tritonsmith.ingest.tensorflow_framework import first_line, import_framework
 
 # What Keras says, as a warning, of layers that keep fresh random weights.
 LOST_WEIGHTS = ("cannot be built", "freshly", "Could not load weights", "could not be loaded")

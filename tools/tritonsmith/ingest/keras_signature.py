@@ -11,7 +11,8 @@ from typing import Any
 
 from tritonsmith import dtypes
 from tritonsmith.errors import SourceError
-from tritonsmith.ingest.tensorflow_export import FlatFunction, Port, Shape, first_line
+from tritonsmith.ingest.tensorflow_export import FlatFunction, Port, Shape
+from tritonsmith.ingest.tensorflow_framework import first_line
 
 Call = Callable[[list[Any]], Any]
 ARGUMENT = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -12,7 +12,8 @@ from typing import Any
 from tritonsmith import dtypes
 from tritonsmith.errors import SourceError
 from tritonsmith.ingest.source import ConvertOptions, Exported
-from tritonsmith.ingest.tensorflow_export import FlatFunction, Port, export_flat, first_line, import_framework
+from tritonsmith.ingest.tensorflow_export import FlatFunction, Port, export_flat, refuse_outside
+from tritonsmith.ingest.tensorflow_framework import first_line, import_framework
 
 GRAPH_FILES = ("saved_model.pb", "saved_model.pbtxt")
 DEFAULT_SIGNATURE = "serving_default"
@@ -35,10 +36,33 @@ def export_saved_model(source: Path, folder: Path, options: ConvertOptions) -> E
     if graphs[0].stat().st_size == 0:
         raise SourceError(f"{graphs[0]} is empty", expected="a SavedModel")
     tf = import_framework("tensorflow", source)
+    _check_graphs(source, graphs[0])
     loaded = _load(tf, source)
     key = _pick_signature(source, loaded)
     function = _flat_signature(source, key, loaded)
     return export_flat(function, folder, options, kind="saved-model", notes={"signature": key})
+
+
+def _check_graphs(source: Path, file: Path) -> None:
+    """Read the graphs without running them: loading alone would run a SavedModel's initializer."""
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    try:
+        if file.suffix == ".pb":
+            model.ParseFromString(file.read_bytes())
+        else:
+            text_format.Parse(file.read_text(encoding="utf-8"), model)
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{file} cannot be read as a SavedModel; is it truncated?", found=first_line(error)
+        ) from error
+    if not model.meta_graphs:
+        raise SourceError(f"{file} holds no graph", expected="a SavedModel")
+    for graph in model.meta_graphs:
+        refuse_outside(source, graph.graph_def)
 
 
 def _load(tf: Any, source: Path) -> Any:
