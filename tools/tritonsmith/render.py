@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tritonsmith.artifact import Artifact, Json, bytes_of
 from tritonsmith.console import human_bytes, print_line, print_table
 
 if TYPE_CHECKING:
     from tritonsmith.bench.measure import BenchResult
+    from tritonsmith.build import BuildReport
     from tritonsmith.server import Server
     from tritonsmith.server.doctor import Finding
     from tritonsmith.validate import ValidationReport
 
 
 PERCENTILES = (50, 90, 95, 99)
+CANDIDATE_COLUMNS = ("", "candidate", "size", "metric", "drop", "95 % interval", "speed", "note")
 
 
 def json_from_artifact(artifact: Artifact) -> dict[str, Json]:
@@ -117,3 +119,37 @@ def print_validation(report: ValidationReport) -> None:
     for note in report.notes:
         print_line(f"note: {note}")
     print_line("passed" if report.passed else "FAILED")
+
+
+def print_build(report: BuildReport) -> None:
+    manifest = report.manifest
+    state = "unchanged, answered from the manifest" if report.unchanged else f"{report.duration_s:.1f} s"
+    print_line(
+        f"{manifest.name} version {report.entry.version}, {manifest.precision or 'an ensemble'}: "
+        f"{report.entry.version_folder} ({state})"
+    )
+    if manifest.candidates:
+        print_table(CANDIDATE_COLUMNS, candidate_rows(report.json()))
+
+
+def candidate_rows(build: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each candidate of a build in its JSON form."""
+    rows: list[tuple[str, ...]] = []
+    for candidate in build["candidates"]:
+        gate, speed, size = candidate["gate"], candidate["speed"], candidate["bytes"]
+        judged = gate is not None and gate["candidate"] is not None
+        interval = judged and gate["ci95_low"] is not None
+        reasons = ([candidate["refusal"]] if candidate["refusal"] else []) + list(candidate["notes"])
+        rows.append(
+            (
+                "chosen" if candidate["chosen"] else "",
+                candidate["name"],
+                human_bytes(size) if size is not None else "-",
+                f"{gate['metric']} {gate['candidate']:.4f}" if judged else "-",
+                f"{gate['drop']:+.4f}" if judged else "-",
+                f"{gate['ci95_low']:+.4f} to {gate['ci95_high']:+.4f}" if interval else "-",
+                f"{speed['ratio']:.2f}x" if speed is not None else "-",
+                "; ".join(reasons),
+            )
+        )
+    return rows

@@ -91,7 +91,8 @@ def write_all(folder: Path) -> None:
     np.savez(folder / "evaluation.npz", **{INPUT: test_x, "target": test_y})
 
     pngs = [png_from_image(image) for image in test_x[:64]]
-    np.savez(folder / "samples.npz", image=np.array(pngs, dtype="S")[:, None], target=test_y[:64])
+    labels = test_y[:64].astype("S")  # the ensemble answers in text
+    np.savez(folder / "samples.npz", image=np.array(pngs, dtype="S")[:, None], target=labels)
     (folder / "samples").mkdir(exist_ok=True)
     for digit in range(10):
         image = test_x[int(np.flatnonzero(test_y == digit)[0])]

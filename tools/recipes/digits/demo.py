@@ -1,0 +1,154 @@
+"""The main job on real input: a Keras .h5 file to a validated, benchmarked Triton service.
+
+Trains a small classifier on scikit-learn's scanned digits, saves it as .h5, and from that file alone builds
+an INT8 model inside an accuracy budget and the ensemble from image file to label, serves them on a real
+Triton, proves the answers, and measures them. Leaves build/demo/report.html and report.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tritonsmith.bench.measure import BenchOptions, BenchResult, bench
+from tritonsmith.bench.report import bench_summary, write_report
+from tritonsmith.build import BuildReport, build_recipe
+from tritonsmith.console import Say, human_bytes, print_error, print_line, print_table, progress
+from tritonsmith.errors import TritonsmithError
+from tritonsmith.files import write_text_atomically
+from tritonsmith.server import ServerOptions, serve
+from tritonsmith.validate import ValidationReport, validate
+
+ROOT = Path(__file__).resolve().parents[3]
+DATA = ROOT / "build" / "digits"
+DEMO = ROOT / "build" / "demo"
+RECIPE = Path(__file__).parent / "recipe.toml"
+STAGES = ("digits_decode", "digits_label")
+# Free ports, so that a server that is already running is no obstacle.
+PORTS = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
+BENCH = {
+    "digits": BenchOptions(samples=DATA / "evaluation.npz", concurrency=(1, 4, 16), interval_ms=500),
+    "digits_image": BenchOptions(samples=DATA / "samples.npz", concurrency=(1, 8), interval_ms=500),
+}
+
+
+def run_demo(say: Say) -> int:
+    """All of it; the exit code."""
+    began_s = time.monotonic()
+    train(say)
+    repository = lay_repository(DEMO / "repository")
+    builds = build_recipe(RECIPE, repository=repository, say=say)
+    with serve(repository, PORTS, say=say) as server:
+        say("validating through the served endpoint")
+        urls = {"http_url": server.http_url, "grpc_url": f"grpc://{server.grpc_url}"}
+        validations = [
+            validate(
+                repository,
+                "digits",
+                DATA / "evaluation.npz",
+                against=str(DATA / "digits.h5"),
+                say=say,
+                **urls,
+            ),
+            validate(repository, "digits_image", DATA / "samples.npz", say=say, **urls),
+        ]
+        results = [bench(name, server.grpc_url, options, say=say) for name, options in BENCH.items()]
+        say("stopping the server")
+    write_reports(builds, validations, results)
+    print_summary(builds, validations, results, time.monotonic() - began_s)
+    return 0 if all(validation.passed for validation in validations) else 1
+
+
+def train(say: Say) -> None:
+    """Make the .h5 and its data, in a process of its own: the build is to know nothing but the files."""
+    script = Path(__file__).parent / "train.py"
+    made = DATA / "samples.npz"  # written last but for the pictures
+    if made.exists() and made.stat().st_mtime > script.stat().st_mtime:
+        return
+    say("training the Keras classifier on scikit-learn's digits")
+    done = subprocess.run(
+        [sys.executable, str(script), str(DATA)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise TritonsmithError("the training failed", found=done.stderr[-2000:])
+    say(done.stdout.strip())
+
+
+def lay_repository(repository: Path) -> Path:
+    """The repository to build into, with the Python stages that model_repository/ keeps."""
+    for stage in STAGES:
+        shutil.copytree(ROOT / "model_repository" / stage, repository / stage, dirs_exist_ok=True)
+    return repository
+
+
+def write_reports(
+    builds: tuple[BuildReport, ...], validations: list[ValidationReport], results: list[BenchResult]
+) -> None:
+    write_report(
+        DEMO / "report.html",
+        title="digits: from a Keras .h5 to a Triton service",
+        summary=summary_of(builds[0], validations[0], results[0]),
+        builds=[build.json() for build in builds],
+        validations=[validation.json() for validation in validations],
+        benches=results,
+    )
+    record = {
+        "builds": [build.json() for build in builds],
+        "validations": [validation.json() for validation in validations],
+        "benches": [result.json(raw=True) for result in results],
+    }
+    write_text_atomically(DEMO / "report.json", json.dumps(record, indent=1) + "\n")
+
+
+def summary_of(
+    build: BuildReport, validation: ValidationReport, result: BenchResult
+) -> list[tuple[str, str]]:
+    """What was gained and what it cost, in a handful of numbers."""
+    sizes = {candidate["precision"]: candidate["bytes"] for candidate in build.json()["candidates"]}  # type: ignore[index,union-attr,call-overload]
+    metric = validation.metric
+    lines = [
+        ("FP32 ONNX", human_bytes(sizes["fp32"])),
+        ("served INT8 model", f"{human_bytes(sizes['int8'])} ({sizes['fp32'] / sizes['int8']:.1f}x smaller)"),
+    ]
+    if metric is not None:
+        lines.append(("accuracy of the .h5", f"{metric.baseline:.4f}"))
+        lines.append(("accuracy as served", f"{metric.candidate:.4f}"))
+    return lines + bench_summary(result)
+
+
+def print_summary(
+    builds: tuple[BuildReport, ...],
+    validations: list[ValidationReport],
+    results: list[BenchResult],
+    duration_s: float,
+) -> None:
+    print_table(("digits, from .h5 to Triton", ""), summary_of(builds[0], validations[0], results[0]))
+    for validation in validations:
+        values = sum(check.values_count for check in validation.checks)
+        verdict = "passed" if validation.passed else "FAILED"
+        print_line(f"validation of {validation.model}: {verdict}, {values:,} values compared")
+    for result in results:
+        for level in result.levels:
+            if level.unstable:
+                print_line(f"unstable: {result.model} at concurrency {level.concurrency}: {level.unstable}")
+    print_line(f"report: {(DEMO / 'report.html').relative_to(ROOT)} and report.json ({duration_s:.0f} s)")
+
+
+def main() -> int:
+    try:
+        with progress() as say:
+            return run_demo(say)
+    except TritonsmithError as error:
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
