@@ -45,7 +45,7 @@ MODELS: dict[str, tuple[str, str]] = {
     "affine": (
         """
         max_batch_size: 4
-        dynamic_batching { max_queue_delay_microseconds: 50000 }
+        dynamic_batching { max_queue_delay_microseconds: 5000 }
         input [{ name: "x" data_type: TYPE_FP32 dims: [3] }]
         output [{ name: "y" data_type: TYPE_FP32 dims: [3] }]
         """,

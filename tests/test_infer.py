@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from served_models import Addresses, serve_models
+from served_models import Addresses
 from tritonsmith.client import Signature, Tensor
 from tritonsmith.errors import ClientError, TritonsmithError, UsageError
 from tritonsmith.infer import Class, infer, parse_inputs
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    with serve_models(tmp_path_factory.mktemp("infer")) as addresses:
-        yield addresses
-
-
 @pytest.fixture(params=["http", "grpc"])
-def url(request: pytest.FixtureRequest, server: Addresses) -> str:
-    return str(getattr(server, request.param))
+def url(request: pytest.FixtureRequest, served_models: Addresses) -> str:
+    return str(getattr(served_models, request.param))
 
 
 def test_numbers_in_and_out(url: str) -> None:
@@ -66,16 +59,16 @@ def test_labels_are_shown(url: str) -> None:
     }
 
 
-def test_long_answers_are_shortened(server: Addresses) -> None:
-    answer = infer("ragged", ["n=100"], url=server.http)
+def test_long_answers_are_shortened(served_models: Addresses) -> None:
+    answer = infer("ragged", ["n=100"], url=served_models.http)
     assert "..." in str(answer)
     assert "shape [1, 100]" in str(answer)
     assert len(answer.json()["outputs"]["zeros"]["data"]) == 100  # type: ignore[index, call-overload, arg-type]
 
 
-def test_nan_and_empty_answers_can_be_written(server: Addresses) -> None:
-    assert "empty, of shape [1, 0]" in str(infer("ragged", ["n=0"], url=server.http))
-    answer = infer("affine", ["x=[NaN, 1, Infinity]"], url=server.http)
+def test_nan_and_empty_answers_can_be_written(served_models: Addresses) -> None:
+    assert "empty, of shape [1, 0]" in str(infer("ragged", ["n=0"], url=served_models.http))
+    answer = infer("affine", ["x=[NaN, 1, Infinity]"], url=served_models.http)
     written = json.loads(json.dumps(answer.json(), allow_nan=False))
     assert written["outputs"]["y"]["data"] == ["nan", 3.0, "inf"]
 

@@ -65,8 +65,8 @@ class Asyncio(Blocking):
 
 
 @pytest.fixture(params=["http", "grpc"])
-def url(request: pytest.FixtureRequest, server: Any) -> str:
-    return str(getattr(server, request.param))
+def url(request: pytest.FixtureRequest, served_models: Any) -> str:
+    return str(getattr(served_models, request.param))
 
 
 @pytest.fixture(params=[Blocking, Asyncio])

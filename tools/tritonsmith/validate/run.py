@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -38,6 +39,8 @@ ONE_BY_ONE_COUNT = 128
 CONCURRENCY_COUNT = 16
 # A fast model may answer each request before the next arrives; so ask again before saying that nothing mixed.
 MIXING_ROUNDS_COUNT = 3
+SETTLING_S = 0.03
+SETTLING_READS_COUNT = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,15 +256,27 @@ def _ask_together(
     def ask(row: Samples) -> dict[str, NDArray[Any]]:
         return predict(Runner(model), row, batched=subject.batched, batch_size=1)
 
-    before = {name: client.statistics(name) for name in names}
+    before = {name: _settled_statistics(client, name) for name in names}
     with ThreadPoolExecutor(CONCURRENCY_COUNT) as threads:
         for _ in range(MIXING_ROUNDS_COUNT):
             replies = list(threads.map(ask, rows))
-            seen = [_mixing(protocol, name, before[name], client.statistics(name)) for name in names]
+            after = {name: _settled_statistics(client, name) for name in names}
+            seen = [_mixing(protocol, name, before[name], after[name]) for name in names]
             if subject.few.count == 1 or any(item.mixed for item in seen) or not subject.batched:
                 break
     outputs = {name: np.concatenate([reply[name] for reply in replies]) for name in replies[0]}
     return outputs, seen
+
+
+def _settled_statistics(client: Client, name: str) -> dict[str, Any]:
+    """Statistics that stand still: Triton counts a request a moment after it has answered it."""
+    seen = client.statistics(name)
+    for _ in range(SETTLING_READS_COUNT):
+        time.sleep(SETTLING_S)
+        last, seen = seen, client.statistics(name)
+        if seen.get("inference_count") == last.get("inference_count"):
+            break
+    return seen
 
 
 def _mixing(protocol: str, name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Mixing:
