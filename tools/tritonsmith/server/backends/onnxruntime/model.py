@@ -90,6 +90,10 @@ class OnnxRuntime:
             port.name for port in (*self.inputs, *self.outputs) if port.data_type == "TYPE_STRING"
         }
         self._bfloats = {port.name for port in (*self.inputs, *self.outputs) if port.data_type == "TYPE_BF16"}
+        if self._bfloats and any(port.name in self._strings for port in self.inputs):
+            raise ConfigError(
+                f"{path} takes strings and has bfloat16 tensors: ONNX Runtime's Python does only either"
+            )
 
     def run(self, arrays: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
         if self._bfloats:

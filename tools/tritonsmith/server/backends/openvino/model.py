@@ -120,6 +120,7 @@ class TritonPythonModel:
                 raise ConfigError(f"OpenVINO cannot load {path}: {error}") from error
             inputs = tuple(_port(port) for port in model.inputs)
             outputs = tuple(_port(port) for port in model.outputs)
+            _refuse_types((*inputs, *outputs))
             batchable = all(
                 openvino.layout_helpers.has_batch(port.node.layout)
                 for port in (*model.inputs, *model.outputs)
@@ -217,4 +218,6 @@ def _refuse_types(ports: tuple[Port, ...]) -> None:
     for port in ports:
         if not port.data_type.startswith("TYPE_"):
             # strings too: the Python bindings of openvino 2026.4 give stale text and free foreign memory
-            raise ConfigError(f"OpenVINO cannot serve {port}: its data type is not supported")
+            raise ConfigError(
+                f"OpenVINO cannot serve {port}: its data type is not supported; the backend onnxruntime may"
+            )

@@ -31,13 +31,12 @@ class RequestError(Exception):
 class _Job:
     """One request: its arrays, the outputs that it wants, and in the end its response."""
 
-    __slots__ = ("arrays", "names", "request", "response", "rows")
+    __slots__ = ("arrays", "names", "request", "response")
 
     def __init__(self, request: Any, arrays: dict[str, np.ndarray]) -> None:
         self.request = request
         self.arrays = arrays
         self.names = request.requested_output_names()
-        self.rows = 0
         self.response: Any = None
 
 
@@ -47,7 +46,6 @@ class Batcher:
     def __init__(self, engine: Engine, config: Mapping[str, Any]) -> None:
         self._engine = engine
         self._batched = config["max_batch_size"] > 0
-        self._types = {port.name: port.data_type for port in (*engine.inputs, *engine.outputs)}
         self._input_types = {port.name: port.data_type for port in engine.inputs}
         self._output_types = {port.name: port.data_type for port in engine.outputs}
         self._scalars = {port.name for port in engine.inputs if port.dims == ()}
@@ -62,15 +60,11 @@ class Batcher:
     def answer(self, requests: list[Any]) -> list[Any]:
         """One response for each request, in order; a request that fails gets its own error."""
         jobs = [_Job(request, self._read(request)) for request in requests]
-        if self._states:
-            for job in jobs:
-                self._answer_alone(job)  # each has its own place in its own sequence
-        elif len(jobs) == 1 or not self._batched:
-            for job in jobs:
-                self._answer_alone(job)
+        if len(jobs) > 1 and self._batched and not self._states:
+            self._answer_together(jobs)
         else:
-            for group in _groups(jobs):
-                self._answer_together(group)
+            for job in jobs:  # a sequence's state is its own
+                self._answer_alone(job)
         return [job.response for job in jobs]
 
     def _read(self, request: Any) -> dict[str, np.ndarray]:
@@ -83,21 +77,18 @@ class Batcher:
 
     def _answer_together(self, jobs: list[_Job]) -> None:
         """Run the jobs as one batch; where that fails, run each alone, so that each has its own result."""
-        if len(jobs) == 1:
-            self._answer_alone(jobs[0])
-            return
-        joined = {name: np.concatenate([job.arrays[name] for job in jobs]) for name in jobs[0].arrays}
         names = list(dict.fromkeys(name for job in jobs for name in job.names))
-        total = sum(job.rows for job in jobs)
+        rows = [_rows(job.arrays) for job in jobs]
         try:
-            outputs = dict(zip(names, self._run(joined, names, total), strict=True))
+            joined = {name: np.concatenate([job.arrays[name] for job in jobs]) for name in jobs[0].arrays}
+            outputs = dict(zip(names, self._run(joined, names, sum(rows)), strict=True))
         except (RequestError, *self._engine.failures):
             for job in jobs:
                 self._answer_alone(job)
             return
         start = 0
-        for job in jobs:
-            end = start + job.rows
+        for job, count in zip(jobs, rows, strict=True):
+            end = start + count
             self._respond(job, ((name, outputs[name][start:end]) for name in job.names))
             start = end
 
@@ -107,7 +98,7 @@ class Batcher:
             if self._states:
                 arrays = self._states.entering(job.request, arrays)
                 names = list(dict.fromkeys([*names, *self._states.output_names]))
-            rows = len(next(iter(arrays.values()))) if self._batched and arrays else None
+            rows = _rows(arrays) if self._batched else None
             outputs = dict(zip(names, self._run(arrays, names, rows), strict=True))
             if self._states:
                 self._states.leaving(job.request, outputs)
@@ -135,16 +126,8 @@ class Batcher:
         job.response = pb_utils.InferenceResponse(tensors)
 
 
-def _groups(jobs: list[_Job]) -> Iterable[list[_Job]]:
-    """Jobs whose inputs can be laid behind one another: the same names, the same shapes past the batch."""
-    groups: dict[Any, list[_Job]] = {}
-    for job in jobs:
-        job.rows = len(next(iter(job.arrays.values()))) if job.arrays else 0
-        key = tuple(
-            (name, array.shape[1:]) for name, array in sorted(job.arrays.items(), key=lambda item: item[0])
-        )
-        groups.setdefault(key, []).append(job)
-    return groups.values()
+def _rows(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _reason(error: Exception) -> str:
