@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +22,7 @@ from onnx_models import branching_model, linear_model, linear_weights, model_fro
 from tritonsmith import onnx_model
 from tritonsmith.artifact import TensorSpec, sha256_of
 from tritonsmith.engines import open_session
-from tritonsmith.errors import ParityError, SourceError, UsageError
+from tritonsmith.errors import ParityError, RepositoryError, SourceError, UsageError
 from tritonsmith.ingest.finish import Origin, finish
 from tritonsmith.ingest.source import ConvertOptions, Exported
 from tritonsmith.onnx_model import load_model, model_files, opset_of, signature_of
@@ -386,6 +390,47 @@ def test_a_wrong_conversion_leaves_what_was_there(raw: Path, out: Path) -> None:
         finish(source, out, force=True)
     assert out.read_bytes() == b"the model before"
     assert [file.name for file in out.parent.iterdir()] == ["model.onnx"]
+
+
+def test_a_full_disk_leaves_what_was_there(raw: Path, out: Path) -> None:
+    source = exported(raw, linear_model("batch"))
+    finish(source, out)
+    before = out.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # a file may not grow past 100 bytes
+    try:
+        with pytest.raises(RepositoryError, match="cannot write") as caught:
+            finish(source, out, force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.found == "File too large"
+    assert out.read_bytes() == before
+    assert [file.name for file in out.parent.iterdir()] == ["model.onnx"]
+
+
+CONVERT_FOREVER = """
+import sys
+from pathlib import Path
+from tritonsmith import onnx_model
+from tritonsmith.ingest import convert
+
+onnx_model.EXTERNAL_DATA_THRESHOLD_BYTES = 1
+while True:
+    convert(sys.argv[1], Path(sys.argv[2]), force=True)
+    print("written", flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_model(raw: Path, out: Path) -> None:
+    write_model(raw, linear_model("batch"))
+    for delay_s in (0.0, 0.013, 0.029, 0.047):
+        command = [sys.executable, "-c", CONVERT_FOREVER, str(raw), str(out)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "written\n"
+            time.sleep(delay_s)
+            process.kill()
+        assert_linear(out)
 
 
 def test_nothing_is_overwritten_without_force(raw: Path, out: Path) -> None:
