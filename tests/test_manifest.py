@@ -1,0 +1,77 @@
+"""manifest.json, out and in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from publishing import PAYLOAD_ARTIFACT, manifest_of
+from tritonsmith.errors import RepositoryError
+from tritonsmith.manifest import read_manifest, text_from_manifest
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(text_from_manifest(manifest_of(PAYLOAD_ARTIFACT, "f")))
+    return loaded
+
+
+def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = tmp_path / "manifest.json"
+    text = text_from_manifest(manifest_of(PAYLOAD_ARTIFACT, "f"))
+    path.write_text(text)
+    manifest = read_manifest(path)
+    assert text_from_manifest(manifest) == text
+    assert manifest.inputs == PAYLOAD_ARTIFACT.inputs
+    assert manifest.steps[0].measured == {"max_abs_error": 1e-7}
+    assert record["schema"] == 1
+    assert record["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}]
+    assert next(iter(record)) == "schema"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"schema": 2}, "another schema"),
+        ({"schema": None}, "another schema"),
+        ({"version": "1"}, "damaged"),
+        ({"version": True}, "damaged"),
+        ({"steps": {}}, "damaged"),
+        ({"steps": [{"name": "convert"}]}, "damaged"),
+        ({"inputs": [{"name": "x", "dtype": "int8", "shape": [None]}]}, "damaged"),
+        ({"files": ["model.onnx"]}, "damaged"),
+        ({"surprise": 1}, "damaged"),
+    ],
+)
+def test_what_it_does_not_know_it_refuses(
+    tmp_path: Path, record: dict[str, Any], change: dict[str, Any], match: str
+) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**record, **change}))
+    with pytest.raises(RepositoryError, match=match) as error:
+        read_manifest(path)
+    assert str(path) in error.value.what
+
+
+@pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files"])
+def test_a_missing_field(tmp_path: Path, record: dict[str, Any], key: str) -> None:
+    del record[key]
+    (tmp_path / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(RepositoryError, match="damaged") as error:
+        read_manifest(tmp_path / "manifest.json")
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(RepositoryError, match="damaged"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="cannot be read"):
+        read_manifest(tmp_path / "manifest.json")
