@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tritonsmith.artifact import Artifact, Json, Manifest
 from tritonsmith.compress.arithmetic import detect_arithmetic
-from tritonsmith.errors import RepositoryError, UsageError
+from tritonsmith.errors import MissingExtraError, RepositoryError, UsageError
 from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
 from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, load_recipe
@@ -85,10 +86,11 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
 
     from tritonsmith.candidates import choose, judge_candidates, make_candidates
 
+    metric = _metric(request)
     with TemporaryDirectory(prefix="tritonsmith-build-") as temporary:
         folder = Path(temporary)
         fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
-        goal = _goal(request, fp32)
+        goal = _goal(request, fp32, metric)
         candidates = make_candidates(fp32, goal, folder, say=say)
         candidates = judge_candidates(candidates, goal, say=say)
         candidates = choose(candidates, goal)
@@ -130,6 +132,8 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"no precision is named {request.precision!r}", expected=", ".join(PRECISIONS))
     if request.backend not in BACKENDS:
         raise UsageError(f"no backend is named {request.backend!r}", expected=", ".join(BACKENDS))
+    if request.backend == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise MissingExtraError("--backend openvino cannot be used", package="openvino", extra="openvino")
     if request.max_batch_size is not None and request.max_batch_size < 0:
         raise UsageError(f"--max-batch-size {request.max_batch_size} is negative", expected="0 or more")
     if request.evaluation is None:
@@ -165,10 +169,19 @@ def _refuse_published(request: BuildRequest) -> None:
         )
 
 
-def _goal(request: BuildRequest, fp32: Artifact) -> Goal:
-    from tritonsmith.candidates import Goal, check_labels
+def _metric(request: BuildRequest) -> Metric | None:
     from tritonsmith.gate import check_budget
     from tritonsmith.metrics import parse_metric
+
+    if request.metric is None:
+        return None
+    metric = parse_metric(request.metric)
+    check_budget(metric, request.max_drop)
+    return metric
+
+
+def _goal(request: BuildRequest, fp32: Artifact, metric: Metric | None) -> Goal:
+    from tritonsmith.candidates import Goal, check_labels
     from tritonsmith.repository.config import config_from_artifact
     from tritonsmith.repository.labels import labels_from_files
     from tritonsmith.samples import load_samples
@@ -183,9 +196,6 @@ def _goal(request: BuildRequest, fp32: Artifact) -> Goal:
         extra=request.config,
         labels=labels.names,
     )
-    metric: Metric | None = None if request.metric is None else parse_metric(request.metric)
-    if metric is not None:
-        check_budget(metric, request.max_drop)
     data = {
         role: None if path is None else load_samples(path, fp32.inputs, batched=fp32.batched)
         for role, path in (("calibration", request.calibration), ("evaluation", request.evaluation))

@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 RESAMPLES = 10_000
 FEWEST_RESAMPLES = 1_000
-DRAWS = 100_000_000  # resamples times distinct samples: bounds time to a few seconds
+DRAWS = 30_000_000  # resamples times distinct samples: bounds time to a few seconds
 CHUNK_DRAWS = 4_000_000  # bounds memory
 SEED = 20_260_101
 ROUNDING = 1e-9  # a drop of 0.01 must pass a budget of 0.01
