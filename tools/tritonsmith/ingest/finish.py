@@ -75,44 +75,14 @@ def finish(
         say("cleaning the exported graph and asking the source for its answers")
         data_name = _free_data_name(out)
         exported, cases = _write_plain(exported, plain, options, data_name)
-        seconds = time.perf_counter() - started
+        written = time.perf_counter()
         say("simplifying the graph and comparing it with the source")
         chosen, parity, refused = _choose(exported, plain, slim, cases, options.server, data_name)
         model = load_model(chosen, with_weights=False)
         check_target(model, options.server)
         inputs, outputs = signature_of(model)
-        convert = Step(
-            name="convert",
-            options={"kind": exported.kind, **asdict(options), **exported.options},
-            input_sha256=origin.sha256,
-            output_sha256=model_sha256(plain),
-            tools={**exported.tools, **tool_versions("onnx", "onnxruntime", "numpy")},
-            duration_s=origin.export_s + seconds,
-            bytes_before=origin.size_bytes,
-            bytes_after=model_bytes(plain),
-            measured={
-                "opset": opset_of(model),
-                "ir_version": int(model.ir_version),
-                "parity": parity.to_json(),
-            },
-        )
-        simplified = Step(
-            name="simplify",
-            options={},
-            input_sha256=convert.output_sha256,
-            output_sha256=model_sha256(chosen),
-            tools=tool_versions("onnxslim"),
-            duration_s=time.perf_counter() - started - seconds,
-            bytes_before=convert.bytes_after,
-            bytes_after=model_bytes(chosen),
-            measured={
-                "used": refused is None,
-                "refused": refused,
-                "nodes_before": len(load_model(plain, with_weights=False).graph.node),
-                "nodes_after": len(model.graph.node),
-            },
-        )
-        precision = precision_of(model)
+        convert = _convert_step(exported, options, origin, plain, parity, written - started)
+        simplified = _simplify_step(plain, chosen, convert, refused, time.perf_counter() - written)
         _publish(chosen, out)
     return Artifact(
         path=out,
@@ -120,7 +90,7 @@ def finish(
         inputs=inputs,
         outputs=outputs,
         batched=exported.batched,
-        precision=precision,
+        precision=precision_of(model),
         steps=(convert, simplified),
     )
 
@@ -190,6 +160,47 @@ def _choose(
         return plain, compare_cases(plain, exported, cases), refused
     except EngineError as error:
         raise SourceError("ONNX Runtime cannot load the converted model", found=error.found) from error
+
+
+def _convert_step(
+    exported: Exported, options: ConvertOptions, origin: Origin, plain: Path, parity: Parity, seconds: float
+) -> Step:
+    model = load_model(plain, with_weights=False)
+    return Step(
+        name="convert",
+        options={"kind": exported.kind, **asdict(options), **exported.options},
+        input_sha256=origin.sha256,
+        output_sha256=model_sha256(plain),
+        tools={**exported.tools, **tool_versions("onnx", "onnxruntime", "numpy")},
+        duration_s=origin.export_s + seconds,
+        bytes_before=origin.size_bytes,
+        bytes_after=model_bytes(plain),
+        measured={
+            "opset": opset_of(model),
+            "ir_version": int(model.ir_version),
+            "parity": parity.to_json(),
+        },
+    )
+
+
+def _simplify_step(plain: Path, chosen: Path, convert: Step, refused: str | None, seconds: float) -> Step:
+    before, after = (len(load_model(path, with_weights=False).graph.node) for path in (plain, chosen))
+    return Step(
+        name="simplify",
+        options={},
+        input_sha256=convert.output_sha256,
+        output_sha256=model_sha256(chosen),
+        tools=tool_versions("onnxslim"),
+        duration_s=seconds,
+        bytes_before=convert.bytes_after,
+        bytes_after=model_bytes(chosen),
+        measured={
+            "used": refused is None,
+            "refused": refused,
+            "nodes_before": before,
+            "nodes_after": after,
+        },
+    )
 
 
 def _free_data_name(out: Path) -> str:
