@@ -98,7 +98,8 @@ def lay_out(repository: Path) -> None:
         + port("output", "row", "TYPE_FP32", "[ 2 ]")
         + port("output", "negative", "TYPE_FP32", "[ 2, 1 ]", "reshape { shape: [ 2 ] }"),
     )
-    publish(repository, "lengths", double_model(), BACKEND + ONE + DELAYED + double_config())
+    config = "max_batch_size: 8\n" + parameters(intra_op_thread_count=1) + double_config()
+    publish(repository, "single", double_model(), BACKEND + ONE + config)
     publish(
         repository,
         "threads",
@@ -229,19 +230,10 @@ def test_instances_have_a_session_each_with_the_threads_that_are_asked_for(
 ) -> None:
     x = np.ones((1, 2), np.float32)
     np.testing.assert_array_equal(ask(*wire, "threads", {"x": x})["y"], x * 2)
-    (one,) = stub_threads(server, "lengths")
+    (one,) = stub_threads(server, "single")
     first, second = stub_threads(server, "threads")
     assert first == second
-    # ONNX Runtime's pool holds one thread less than intra_op_thread_count; `lengths` has the default
-    default = len(np.unique(physical_cores()))
-    assert first - one == (5 - 1) - (default - 1)
-
-
-def physical_cores() -> list[tuple[str, str]]:
-    cores = []
-    for cpu in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology"):
-        cores.append(((cpu / "physical_package_id").read_text(), (cpu / "core_id").read_text()))
-    return cores
+    assert first - one == 5 - 1  # their intra_op_thread_count
 
 
 def test_a_folder_without_configuration_is_completed(http: tritonclient.http.InferenceServerClient) -> None:
