@@ -18,7 +18,7 @@ from tritonsmith.errors import RepositoryError
 from tritonsmith.manifest import MANIFEST_NAME, read_manifest, text_from_manifest
 from tritonsmith.repository.config import HEADER, config_from_text, text_from_config
 from tritonsmith.repository.names import check_name, check_version, versions_of
-from tritonsmith.repository.staging import clean_up, locked, replace_folder, staged, sync_folder
+from tritonsmith.repository.staging import STAGING_NAME, clean_up, locked, replace_folder, staged, sync_folder
 
 CONFIG_NAME = "config.pbtxt"
 WARMUP_FOLDER = "warmup"
@@ -241,7 +241,7 @@ def _write_model_folder(
     contents[CONFIG_NAME] = text_from_config(config).encode()
     new.mkdir()
     if old.is_dir():
-        _link_tree(old, new, leave_out={str(version), *contents})
+        _link_tree(old, new, leave_out={str(version), STAGING_NAME, *contents})
     for name, content in contents.items():
         file = new / name
         file.parent.mkdir(exist_ok=True)

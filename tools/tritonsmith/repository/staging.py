@@ -7,8 +7,10 @@ folder that are no number, it passes over. So a new folder is built
 1. beside the repository, in `.<repository>.staging`;
 2. where that is another file system or cannot be written (the repository is a mount point), in a folder
    of another model of the repository;
-3. where there is no other model, in the repository itself: the one case in which a server that starts
-   while a model is published, or after a kill, will not start until the next publish has cleaned up.
+3. where there is no other model, in the model's own folder: it then stands beside the old one, whole, for
+   the time of two renames, in which a server that starts refuses it;
+4. where there is no model at all, in the repository itself: a server that starts in the meantime refuses
+   it. What a kill leaves there, the next publish removes.
 
 It then takes the old folder's place in one `renameat2(RENAME_EXCHANGE)`. A file system without that
 call gets two renames; a kill between them is repaired by the next publish.
@@ -29,7 +31,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_INSIDE = ".tritonsmith.staging"
+STAGING_NAME = ".tritonsmith.staging"
 _PROBE = ".tritonsmith.probe"
 _LOCK = ".tritonsmith.lock"
 _AT_FDCWD = -100
@@ -73,6 +75,8 @@ def replace_folder(stage: Path, target: Path) -> None:
     new = stage / "new"
     if not target.exists():
         new.rename(target)
+    elif stage.is_relative_to(target):
+        _replace_around(new, target)
     elif not _exchange(new, target):
         target.rename(stage / "old")
         try:
@@ -83,14 +87,32 @@ def replace_folder(stage: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
+def _replace_around(new: Path, target: Path) -> None:
+    """A folder cannot change places with one inside of it: the new one first comes out beside the old."""
+    out = _outside(target)
+    new.rename(out)
+    if not _exchange(out, target):
+        raise OSError(errno.ENOTSUP, "the file system cannot exchange two folders", str(target))
+    (target / STAGING_NAME).mkdir()
+    out.rename(target / STAGING_NAME / "old")
+    shutil.rmtree(target / STAGING_NAME, ignore_errors=True)
+
+
+def _outside(target: Path) -> Path:
+    return target.parent / f".{target.name}.tritonsmith"
+
+
 def clean_up(repository: Path) -> None:
     """Remove what killed publishes left, and put back a folder that was on its way out.
 
     The caller holds the lock.
     """
     (repository / _PROBE).unlink(missing_ok=True)
-    inside = (entry / _INSIDE for entry in repository.iterdir() if entry.is_dir())
-    for root in (_beside(repository), repository / _INSIDE, *inside):
+    folders = [entry for entry in repository.iterdir() if entry.is_dir()]
+    for folder in folders:
+        shutil.rmtree(_outside(folder), ignore_errors=True)
+    inside = (folder / STAGING_NAME for folder in folders)
+    for root in (_beside(repository), repository / STAGING_NAME, *inside):
         if not root.is_dir():
             continue
         for stage in root.iterdir():
@@ -121,7 +143,8 @@ def _staging_root(repository: Path, name: str) -> Path:
     hosts = sorted(
         entry for entry in repository.iterdir() if entry.name != name and (entry / "config.pbtxt").is_file()
     )
-    root = (hosts[0] if hosts else repository) / _INSIDE
+    own = [repository / name] if (repository / name).is_dir() else []
+    root = [*hosts, *own, repository][0] / STAGING_NAME
     root.mkdir()
     return root
 
