@@ -51,7 +51,9 @@ def image_to_image(keras: Any) -> Any:
     """Height and width are free."""
     image = keras.Input((None, None, 3), name="photo")
     hidden = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(image)
-    return keras.Model(image, keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", name="restored")(hidden))
+    return keras.Model(
+        image, keras.layers.Conv2DTranspose(3, 3, strides=2, padding="same", name="restored")(hidden)
+    )
 
 
 def recurrent(keras: Any) -> Any:
@@ -103,7 +105,10 @@ def nested(keras: Any) -> Any:
     layers = keras.layers
     left, right, scale = (keras.Input((2,), name=name) for name in ("left", "right", "scale"))
     total = layers.Add()([left, right])
-    outputs = {"pair": [layers.Dense(2)(total), layers.Dense(3)(total)], "scaled": layers.Multiply()([total, scale])}
+    outputs = {
+        "pair": [layers.Dense(2)(total), layers.Dense(3)(total)],
+        "scaled": layers.Multiply()([total, scale]),
+    }
     return keras.Model({"sides": [left, right], "scale": scale}, outputs)
 
 
@@ -140,7 +145,9 @@ def with_lambda(keras: Any, path: str) -> Any:
             pass
         return tensor * 2
 
-    inner = keras.Model(inner_input, keras.layers.Lambda(leave_a_trace, name="trick", output_shape=(2,))(inner_input))
+    inner = keras.Model(
+        inner_input, keras.layers.Lambda(leave_a_trace, name="trick", output_shape=(2,))(inner_input)
+    )
     outer = keras.Input((2,), name="numbers")
     return keras.Model(outer, keras.layers.Dense(1, name="sum")(inner(outer)))
 

@@ -1,6 +1,7 @@
 """TensorFlow SavedModel folders, from Keras's `model.export`, `tf.saved_model.save` or TensorFlow 1.
 
-Inputs and outputs go by the keys of the signature that is served: `serving_default`, or the only one.
+Inputs and outputs go by the keys of the signature that is served, `serving_default` or the only one, in
+alphabetical order: the file keeps none.
 A signature keeps its own axes: without a free first axis there is no batch.
 """
 
@@ -91,8 +92,8 @@ def _pick_signature(source: Path, loaded: Any) -> str:
 def _flat_signature(source: Path, key: str, loaded: Any) -> FlatFunction:
     signature = loaded.signatures[key]
     _, specs = signature.structured_input_signature
-    ports = tuple(_port(source, name, spec) for name, spec in specs.items())
-    names = tuple(signature.structured_outputs)
+    ports = tuple(_port(source, name, spec) for name, spec in sorted(specs.items()))
+    names = tuple(sorted(signature.structured_outputs))
 
     def call(tensors: list[Any]) -> list[Any]:
         # `loaded` owns the variables; without it here they would be gone by the first call.
