@@ -28,6 +28,7 @@ from tritonsmith.ingest.torch_export import (
     ExampleInputs,
     export_module,
     finish_export,
+    lengths_of,
     module_reference,
     named_tensors,
     quiet,
@@ -71,11 +72,13 @@ def export_torch(source: str, folder: Path, options: ConvertOptions) -> Exported
 def _export_program(path: Path, folder: Path, *, allow_code: bool) -> Exported:
     program = load_program(path, allow_code=allow_code)
     source = str(path)
+    _refuse_training(source, program)
     example = _program_example(source, program)
     free = _program_axes(program, example)
     module, output_names = _flat_module(source, program)
     float_example, cast = _cast_to_float32(module, example)
-    if cast is not None:
+    lengths = _derived_lengths(program, free)
+    if cast is not None or lengths:  # torch.onnx fails on a loaded program with a Dim like 2 * steps
         return export_module(
             source,
             module,
@@ -84,8 +87,9 @@ def _export_program(path: Path, folder: Path, *, allow_code: bool) -> Exported:
             folder,
             kind="torch",
             must_stay_free=True,
-            options={"cast": cast},
+            options={} if cast is None else {"cast": cast},
             ranges=_value_ranges(example),
+            lengths=lengths,
         )
     return finish_export(
         source,
@@ -101,6 +105,20 @@ def _export_program(path: Path, folder: Path, *, allow_code: bool) -> Exported:
     )
 
 
+def _refuse_training(source: str, program: ExportedProgram) -> None:
+    """Raise where the graph makes noise or normalises by its batch: nothing can put it in eval mode now."""
+    flags = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "dropout_": 2, "batch_norm": 5}
+    for node in program.graph.nodes:
+        name = str(node.target).removeprefix("aten.").partition(".")[0]
+        flag = flags.get(name)
+        if flag is not None and len(node.args) > flag and node.args[flag] is True:
+            raise SourceError(
+                f"{source} was exported in training mode",
+                found=f"{node.name}: {node.target} with training on",
+                fix="export it again after module.eval()",
+            )
+
+
 def _program_example(source: str, program: ExportedProgram) -> ExampleInputs:
     """The inputs that the program was traced with, or zeros of their shapes where they were not kept."""
     import torch
@@ -110,7 +128,7 @@ def _program_example(source: str, program: ExportedProgram) -> ExampleInputs:
     kept = torch.utils._pytree.tree_leaves(program.example_inputs) if program.example_inputs else []
     tensors = {}
     for index, key in enumerate(keys):
-        value = values[key] if isinstance(key, str) else None
+        value = values.get(key) if isinstance(key, str) else None
         if isinstance(key, str) and not isinstance(value, torch.Tensor):
             raise SourceError(
                 f"input {key!r} of {source} is no tensor",
@@ -138,6 +156,21 @@ def _program_axes(program: ExportedProgram, example: ExampleInputs) -> dict[str,
     return free
 
 
+def _derived_lengths(
+    program: ExportedProgram, free: Mapping[str, Mapping[int, str]]
+) -> dict[str, tuple[int, ...]]:
+    """Lengths to try where an axis is a formula of another; empty where none is."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    symbols = {
+        str(sizes_of(values[name])[axis]): axis_name
+        for name, axes in free.items()
+        for axis, axis_name in axes.items()
+    }
+    if all(symbol.isidentifier() for symbol in symbols):
+        return {}
+    return lengths_of(program, [values[name] for name in free], symbols)
+
+
 def _flat_module(source: str, program: ExportedProgram) -> tuple[torch.nn.Module, list[str]]:
     """The program as a module of its tensors alone, in order, and the names of what it returns."""
     import torch
@@ -145,8 +178,11 @@ def _flat_module(source: str, program: ExportedProgram) -> tuple[torch.nn.Module
     keys, spec = program.graph_signature.user_inputs, program.call_spec.in_spec
     if spec is None or program.call_spec.out_spec is None:
         raise SourceError(f"{source} does not say how its program is called")
-    with quiet():
-        inner = program.module(check_guards=False)
+    try:
+        with quiet():
+            inner = program.module(check_guards=False)
+    except Exception as error:
+        raise SourceError(f"the program in {source} is broken", found=reason_of(error)) from error
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:

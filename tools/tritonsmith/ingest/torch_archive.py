@@ -11,8 +11,8 @@
   as Python. They must be calls of known sympy functions on numbers and plain symbols.
 - The same file's pytree specifications may name an enumeration, whose module is imported. Refused.
 - Targets of graph nodes are looked up by attribute, starting at torch. They must be operators.
-- `guards_code` is compiled and run by `ExportedProgram.module()`, but not with `check_guards=False`,
-  which is how readers here call it.
+- `guards_code` in it is compiled and run by `ExportedProgram.module()`, and so by `torch.onnx.export`.
+  Guards must be comparisons of sizes.
 - `data/aotinductor` holds native code, loaded as a shared library. Refused.
 
 The checks read records through torch's own archive reader, so that both see the same bytes.
@@ -66,6 +66,9 @@ EXPRESSION_NODES = (
     ast.cmpop,
     ast.Tuple,
 )
+GUARD_NODES = (*EXPRESSION_NODES, ast.BoolOp, ast.boolop, ast.Subscript, ast.Attribute)
+GUARD_CALL = re.compile(r"(size|stride|storage_offset|dim)|(math\.)?(floor|ceil|trunc|sqrt)|max|min|Max|Min")
+WORDS = re.compile(r"[\w .-]*")
 
 
 def load_program(path: Path, *, allow_code: bool) -> ExportedProgram:
@@ -110,8 +113,12 @@ def _check_kind(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.namelist()
+            # Example inputs are an archive of their own: in a truncated file, theirs is the last directory.
+            truncated = all(entry.header_offset for entry in archive.infolist())
     except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(f"{path} cannot be read", found=error, expected="a .pt2 file") from error
+    if truncated:
+        raise SourceError(f"{path} is truncated", expected="a whole .pt2 file", fix="copy or save it again")
     names = {name.partition("/")[2] for name in entries}
     if "serialized_exported_program.json" in entries or "version" in entries:
         kind = "the format of torch 2.7 and older"
@@ -180,6 +187,8 @@ def _code_in(value: Any, *, nested: bool = False) -> Iterator[str]:
                 yield f"the size {part!r} is no plain expression"
             if key in ("target", "as_operator") and not nested and not _is_operator(part):
                 yield f"{part!r} is no operator of a graph"
+            if key == "guards_code" and not all(_is_plain_guard(guard) for guard in part):
+                yield "a guard is no comparison of sizes"
             yield from _code_in(part, nested=nested)
     elif isinstance(value, list):
         for part in value:
@@ -197,17 +206,41 @@ def _is_operator(target: Any) -> bool:
 
 
 def _is_plain_expression(text: Any) -> bool:
-    try:
-        tree = ast.parse(str(text), mode="eval")
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    for node in ast.walk(tree):
-        if not isinstance(node, EXPRESSION_NODES):
+    """Whether a symbolic size is made of known functions, numbers and names alone."""
+    for node in _nodes(text):
+        if not isinstance(node, EXPRESSION_NODES) or not _is_harmless_text(node):
             return False
-        if isinstance(node, ast.Call) and not (
-            isinstance(node.func, ast.Name) and FUNCTION.fullmatch(node.func.id)
-        ):
-            return False
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.isidentifier():
+        if isinstance(node, ast.Call) and not FUNCTION.fullmatch(ast.unparse(node.func)):
             return False
     return True
+
+
+def _is_plain_guard(text: Any) -> bool:
+    """Whether a guard compares sizes of inputs, such as `L['x'].size()[0] % 2 == 0`, and does no more."""
+    for node in _nodes(text):
+        if not isinstance(node, GUARD_NODES) or not _is_harmless_text(node):
+            return False
+        if isinstance(node, ast.Call):
+            method = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) != "math"
+            name = (
+                node.func.attr if method and isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            )
+            if not GUARD_CALL.fullmatch(name):
+                return False
+    return True
+
+
+def _nodes(text: Any) -> Iterator[ast.AST]:
+    try:
+        yield from ast.walk(ast.parse(str(text), mode="eval"))
+    except (SyntaxError, ValueError, RecursionError):
+        yield ast.Pass()  # in no plain expression
+
+
+def _is_harmless_text(node: ast.AST) -> bool:
+    """Whether a string, if the node is one, cannot end the quotes that torch puts round it."""
+    return not (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str | bytes)
+        and not (isinstance(node.value, str) and WORDS.fullmatch(node.value))
+    )

@@ -17,7 +17,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FreeAxes = Mapping[str, Mapping[int, str]]  # input name -> axis -> the axis's name
 TOOLS = ("torch", "onnxscript")
-TRIED_LENGTHS = (1, 2, 3, 7)
+ADDED_LENGTHS = (0, 1, 2, 6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +169,7 @@ def finish_export(
         tools=tool_versions(*TOOLS, *(("transformers",) if kind == "huggingface" else ())),
         options=options,
         ranges=ranges,
-        lengths={**_lengths(program, symbols), **lengths},
+        lengths={**lengths_of(program, [values[key] for key in input_keys], symbols), **lengths},
     )
 
 
@@ -335,16 +335,32 @@ def _spec(name: str, value: Any, symbols: Mapping[str, str]) -> TensorSpec:
     return TensorSpec(name=name, dtype=dtype, shape=shape)
 
 
-def _lengths(program: ExportedProgram, symbols: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Lengths to try on the axes that torch bounded; its own lower bound of 2 is no real bound."""
-    lengths: dict[str, tuple[int, ...]] = {}
+def lengths_of(
+    program: ExportedProgram, values: Iterable[Any], symbols: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Lengths to try on free axes that torch bounded, or that are a formula of another axis.
+
+    `values` are the traced inputs, `symbols` the names of their axes by expression. Torch's own lower
+    bound of 2 is no real bound. Axes of one symbol are tried at lengths that go together.
+    """
+    tried: dict[Any, tuple[int, ...]] = {}
+    bounded = set()
     for symbol, bounds in program.range_constraints.items():
-        name = symbols.get(str(symbol))
-        least = int(bounds.lower) if bounds.lower.is_Integer else 0
+        least = int(bounds.lower) if bounds.lower.is_Integer and bounds.lower > 2 else 1
         most = int(bounds.upper) if bounds.upper.is_Integer else None
-        if name is not None and (least > 2 or most is not None):
-            tried = {max(size, least) for size in TRIED_LENGTHS}
-            lengths[name] = tuple(sorted(size for size in tried if most is None or size <= most))
+        tried[symbol] = tuple(least + more for more in ADDED_LENGTHS if most is None or least + more <= most)
+        if least > 1 or most is not None:
+            bounded.add(symbol)
+    expressions = {size.node.expr for value in values for size in value.shape if not isinstance(size, int)}
+    for expression in expressions:
+        if expression.free_symbols and not expression.is_Symbol:
+            bounded |= expression.free_symbols
+    lengths = {}
+    for expression in expressions:
+        for symbol in expression.free_symbols & bounded & set(tried):
+            if len(expression.free_symbols) == 1:
+                name = symbols[str(expression)]
+                lengths[name] = tuple(int(expression.subs(symbol, length)) for length in tried[symbol])
     return lengths
 
 
