@@ -217,6 +217,13 @@ def test_a_failing_request_in_a_batch_fails_alone(server: Server) -> None:
             np.testing.assert_array_equal(answer["row"], TABLE[[index]])
 
 
+def test_all_requests_of_a_batch_can_fail(server: Server) -> None:
+    answers = ask_in_one_call(server, "lookup", [{"index": np.array([[index]])} for index in (98, 99)])
+    for index, answer in zip((98, 99), answers, strict=True):
+        assert isinstance(answer, InferenceServerException)
+        assert f"idx={index}" in str(answer)
+
+
 def test_requests_of_one_batch_get_back_each_its_own_rows(server: Server) -> None:
     rows = [np.array([[0], [1]]), np.array([[2]]), np.array([[3], [4], [0]])]
     answers = ask_in_one_call(server, "lookup", [{"index": index} for index in rows])
