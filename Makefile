@@ -23,7 +23,7 @@ demo: .venv/.demo ## From a Keras .h5 to a validated, benchmarked Triton service
 	@$(RUN) tools/recipes/digits/demo.py
 
 models: .venv/.dev ## Build the weights of model_repository/
-	@$(RUN) tools/recipes/build.py
+	@$(RUN) tools/recipes/make_models.py
 
 serve: models ## Serve model_repository/ until Ctrl-C
 	@$(RUN) -m tritonsmith serve model_repository

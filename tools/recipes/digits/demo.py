@@ -8,8 +8,6 @@ Triton, proves the answers, and measures them. Leaves build/demo/report.html and
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,11 +21,13 @@ from tritonsmith.files import write_text_atomically
 from tritonsmith.server import ServerOptions, serve
 from tritonsmith.validate import ValidationReport, validate
 
-ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import make_models as recipes
+
+ROOT = recipes.ROOT
 DATA = ROOT / "build" / "digits"
 DEMO = ROOT / "build" / "demo"
 RECIPE = Path(__file__).parent / "recipe.toml"
-STAGES = ("digits_decode", "digits_label")
 # Free ports, so that a server that is already running is no obstacle.
 PORTS = ServerOptions(http_port=0, grpc_port=0, metrics_port=0)
 BENCH = {
@@ -39,8 +39,9 @@ BENCH = {
 def run_demo(say: Say) -> int:
     """All of it; the exit code."""
     began_s = time.monotonic()
-    train(say)
-    repository = lay_repository(DEMO / "repository")
+    repository = DEMO / "repository"
+    recipes.prepare("digits", say)
+    recipes.lay_stages("digits", repository)
     builds = build_recipe(RECIPE, repository=repository, say=say)
     with serve(repository, PORTS, say=say) as server:
         say("validating through the served endpoint")
@@ -61,28 +62,6 @@ def run_demo(say: Say) -> int:
     write_reports(builds, validations, results)
     print_summary(builds, validations, results, time.monotonic() - began_s)
     return 0 if all(validation.passed for validation in validations) else 1
-
-
-def train(say: Say) -> None:
-    """Make the .h5 and its data, in a process of its own: the build is to know nothing but the files."""
-    script = Path(__file__).parent / "train.py"
-    made = DATA / "samples.npz"  # written last but for the pictures
-    if made.exists() and made.stat().st_mtime > script.stat().st_mtime:
-        return
-    say("training the Keras classifier on scikit-learn's digits")
-    done = subprocess.run(
-        [sys.executable, str(script), str(DATA)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise TritonsmithError("the training failed", found=done.stderr[-2000:])
-    say(done.stdout.strip())
-
-
-def lay_repository(repository: Path) -> Path:
-    """The repository to build into, with the Python stages that model_repository/ keeps."""
-    for stage in STAGES:
-        shutil.copytree(ROOT / "model_repository" / stage, repository / stage, dirs_exist_ok=True)
-    return repository
 
 
 def write_reports(

@@ -35,7 +35,8 @@ td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; vertical-align:
 .ok { color: var(--good); font-weight: 600; }
 .failed { color: var(--bad); font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plots svg { flex: 1 1 440px; max-width: 100%; height: auto; }
+.plots { margin-top: 1rem; }
+.plots svg { flex: 1 1 440px; max-width: min(100%, 530px); height: auto; }
 """
 
 
