@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +21,7 @@ from backend_models import (
     ask,
     ask_in_one_call,
     example,
+    execution_counts,
     identity_config,
     identity_model,
     parameters,
@@ -230,6 +233,20 @@ def test_requests_of_one_batch_get_back_each_its_own_rows(server: Server) -> Non
     for index, answer in zip(rows, answers, strict=True):
         assert isinstance(answer, dict)
         np.testing.assert_array_equal(answer["row"], TABLE[index[:, 0]])
+
+
+def test_a_request_that_is_cancelled_while_it_waits_is_not_computed(server: Server) -> None:
+    before = execution_counts(server, "lookup")
+    answered = Event()
+    index = tritonclient.grpc.InferInput("index", [1, 1], "INT64")
+    index.set_data_from_numpy(np.array([[0]]))
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        call = client.async_infer("lookup", [index], lambda result, error: answered.set())
+        time.sleep(0.1)
+        call.cancel()
+        assert answered.wait(5)
+        time.sleep(0.5)  # past the queue delay
+    assert execution_counts(server, "lookup") == before
 
 
 def test_instances_have_a_session_each_with_the_threads_that_are_asked_for(
