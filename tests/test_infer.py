@@ -29,6 +29,11 @@ def test_numbers_in_and_out(url: str) -> None:
     assert 0 < written["latency_ms"] < 60_000
 
 
+def test_one_number_keeps_its_digits(url: str) -> None:
+    answer = infer("picky", ["x=0.9999"], url=url)
+    assert str(answer).splitlines()[1] == "  0.9999"
+
+
 def test_text_in_and_out(url: str) -> None:
     answer = infer("length", ["image=häl=lo"], url=url)
     assert "  7 bytes, ä" in str(answer).splitlines()

@@ -276,6 +276,14 @@ def test_reduced_precision_is_judged_by_its_gate(
     assert report.metric.candidate == 0.0
 
 
+def test_reduced_precision_without_a_budget_is_noted(served: Served, samples: Path, tmp_path: Path) -> None:
+    source = str(write_model(tmp_path / "source.onnx", linear_model()))
+    report = check(served, "reduced", samples, against=source)
+    assert report.metric is None  # the gate's metric needs labels
+    assert any("recorded and not judged" in note for note in report.notes)
+    assert not any("recorded and not judged" in note for note in check(served, "reduced", samples).notes)
+
+
 def test_the_metric_through_the_endpoint_can_refuse(
     served: Served, tmp_path: Path, features: Any, scores: Any
 ) -> None:

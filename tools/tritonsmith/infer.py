@@ -19,6 +19,7 @@ from tritonsmith.errors import ClientError, UsageError
 
 CLASS_COUNT = 5
 PRECISION_DIGITS = 5
+SCALAR_DIGITS = 6
 # Longer arrays are shortened to their first and last values.
 FULL_VALUES_COUNT = 40
 EDGE_VALUES_COUNT = 4
@@ -204,16 +205,18 @@ def _array_text(array: NDArray[Any]) -> str:
         return "\n".join(_text(item) for item in array.ravel())
     if array.dtype.kind == "V":  # ml_dtypes.bfloat16
         array = array.astype(np.float32)
-    shape = "" if array.size == 1 else f"\nshape {list(array.shape)}"
+    if array.size == 1:
+        value = array.ravel()[0]
+        return f"{value:.{SCALAR_DIGITS}g}" if array.dtype.kind == "f" else str(value)
     values = np.array2string(
-        array.ravel()[0] if array.size == 1 else array,
+        array,
         precision=PRECISION_DIGITS,
         threshold=FULL_VALUES_COUNT,
         edgeitems=EDGE_VALUES_COUNT,
         floatmode="maxprec",
         max_line_width=100,
     )
-    return values + shape
+    return f"{values}\nshape {list(array.shape)}"
 
 
 def _output_json(output: Output) -> dict[str, Json]:

@@ -137,6 +137,7 @@ def validate(
         )
     complete = next(answer for answer in answers if len(answer.indices) == subject.samples.count)
     baseline = expected[references[0].name][complete.mode]
+    measured = _measure(subject, manifest, complete.outputs, baseline, metric, max_drop, say)
     return ValidationReport(
         model=name,
         version=version,
@@ -145,8 +146,8 @@ def validate(
         samples_count=subject.samples.count,
         checks=checks,
         mixing=mixing,
-        metric=_measure(subject, manifest, complete.outputs, baseline, metric, max_drop, say),
-        notes=tuple(_notes(subject, clients, mixing, checks)),
+        metric=measured,
+        notes=tuple(_notes(subject, clients, mixing, checks, measured)),
     )
 
 
@@ -208,7 +209,7 @@ def _expect(subject: Subject, reference: Reference, say: Say) -> dict[str, Array
 
     Requests that the server mixes are held against samples computed alone.
     """
-    say(f"computing what the {reference.name} answers")
+    say(f"computing what to expect from the {reference.name}")
     session = Runner(reference.run)
     alone = predict(session, subject.few, batched=subject.batched, batch_size=1)
     expected: dict[str, Arrays] = {"single": alone, "concurrent": alone}
@@ -358,7 +359,11 @@ def _measure(
 
 
 def _notes(
-    subject: Subject, clients: Mapping[str, Client], mixing: tuple[Mixing, ...], checks: tuple[Check, ...]
+    subject: Subject,
+    clients: Mapping[str, Client],
+    mixing: tuple[Mixing, ...],
+    checks: tuple[Check, ...],
+    metric: GateReport | None,
 ) -> Iterator[str]:
     if len(clients) < 2:
         yield f"only {next(iter(clients))} was compared: no address of the other protocol was given"
@@ -369,7 +374,11 @@ def _notes(
     for protocol in clients:
         if subject.batched and not any(item.mixed for item in mixing if item.protocol == protocol):
             yield f"over {protocol}, the server executed each concurrent request by itself: nothing was mixed"
-    if all(check.tolerance is None for check in checks):
-        yield "no output was judged: reduced precision is meant to differ from the source"
+    recorded = any(check.tolerance is None for check in checks)
+    if recorded and (metric is None or metric.max_drop is None):
+        yield (
+            "differences from the source are recorded and not judged, because the precision is reduced: "
+            "give samples with labels, --metric and --max-drop"
+        )
     if "response_cache" in subject.signature.config:
         yield "the model has a response cache: repeated requests may not have been computed again"
