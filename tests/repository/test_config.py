@@ -268,3 +268,18 @@ def test_labels_fit_their_output(tmp_path: Path) -> None:
         labels_from_files({"q": two}, outputs)
     with pytest.raises(RecipeError, match="cannot be read"):
         labels_from_files({"p": tmp_path / "absent.txt"}, outputs)
+
+
+@pytest.mark.parametrize(
+    ("backend", "size", "padded"),
+    [("openvino", 4, True), ("openvino", 1, False), ("onnxruntime", 4, False)],
+)
+def test_openvino_may_batch_less_than_its_largest_batch(backend: str, size: int, padded: bool) -> None:
+    config = config_from_artifact(ARTIFACT, name="m", backend=backend, max_batch_size=size)
+    assert ("ENABLE_BATCH_PADDING" in config.parameters) is padded
+
+
+def test_a_recipe_can_turn_batch_padding_off() -> None:
+    extra = {"parameters": {"ENABLE_BATCH_PADDING": "NO"}}
+    config = config_from_artifact(ARTIFACT, name="m", backend="openvino", max_batch_size=4, extra=extra)
+    assert config.parameters["ENABLE_BATCH_PADDING"].string_value == "NO"

@@ -73,6 +73,9 @@ def config_from_artifact(
     for spec in artifact.outputs:
         _describe_tensor(config.output.add(), spec, batched=batched)
     add_labels(config, labels or {})
+    if backend == "openvino" and size > 1:
+        # The native backend refuses a batch smaller than max_batch_size without it.
+        config.parameters["ENABLE_BATCH_PADDING"].string_value = "YES"
     fill_config(config, extra or {})
     if warmup is not None:
         config.model_warmup.extend(warmup.entries)
