@@ -10,8 +10,8 @@ if ! flock --nonblock 9; then
     echo "waiting for another installation in this folder" >&2
     flock 9
 fi
-newest=$(ls -t ".venv/.$stamp" pyproject.toml tools/constraints.txt tools/install.sh 2>/dev/null | head -n 1)
-if [ "$newest" = ".venv/.$stamp" ]; then
+done=.venv/.$stamp
+if [ "$done" -nt pyproject.toml ] && [ "$done" -nt tools/constraints.txt ] && [ "$done" -nt tools/install.sh ]; then
     exit 0 # the one we waited for did it
 fi
 "$python" - <<'CHECK'
@@ -38,4 +38,4 @@ if ! .venv/bin/python -m pip install --quiet --no-input --constraint tools/const
     echo "the installation failed; it goes on from here when you run it again" >&2
     exit 1
 fi
-touch ".venv/.$stamp"
+touch "$done"
