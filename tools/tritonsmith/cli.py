@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Verb = Callable[[argparse.Namespace], int]
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+BENCH_URL = "grpc://127.0.0.1:8001"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
-    options = parser().parse_args(arguments)
+    before, after = _split_at_dashes(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(before, argparse.Namespace(flags=after))
     verb: Verb = options.verb
     try:
         code = verb(options)
@@ -44,6 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (head, less) went away; nothing is left to tell it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except OSError as error:
+        # A full disk or a lost permission can meet any step; the system says which file and why.
+        from tritonsmith.console import print_error
+
+        print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return FAILED
+
+
+def _split_at_dashes(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of `serve`, what stands before `--` and what after: argparse takes it only right after DIR."""
+    before = list(arguments)
+    if before[:1] != ["serve"] or "--" not in before:
+        return before, []
+    dashes = before.index("--")
+    return before[:dashes], before[dashes + 1 :]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -192,6 +209,7 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="serve a repository on a real Triton, on this machine",
         description="Serve a repository on the embedded Triton until Ctrl-C. It answers on 127.0.0.1 alone: "
         "it is for development and tests, production runs NVIDIA's container.",
+        usage="%(prog)s [options] DIR [-- FLAG ...]",
         epilog="What follows -- goes to tritonserver as it is.",
     )
     verb.add_argument("repository", type=Path, metavar="DIR", help="Triton model repository")
@@ -202,7 +220,6 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--load-model", action="append", default=[], metavar="NAME", help="if explicit")
     verb.add_argument("--exit-timeout", type=float, default=30.0, metavar="S", help="seconds to stop in")
     _add_json(verb)
-    verb.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of tritonserver")
     verb.set_defaults(verb=run_serve)
 
 
@@ -312,10 +329,7 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     verb.add_argument("name", metavar="NAME", help="model to measure")
     verb.add_argument(
-        "--url",
-        default="grpc://127.0.0.1:8001",
-        metavar="URL",
-        help="http://host:port or grpc://host:port (default: grpc://127.0.0.1:8001)",
+        "--url", metavar="URL", help=f"http://host:port or grpc://host:port (default: {BENCH_URL})"
     )
     verb.add_argument("--repository", type=Path, metavar="DIR", help="start a server for it instead of --url")
     verb.add_argument("--samples", type=Path, metavar="X.npz", help="real inputs (default: random ones)")
@@ -337,7 +351,10 @@ def run_bench(options: argparse.Namespace) -> int:
     from tritonsmith.bench.measure import BenchOptions, bench, parse_concurrency
     from tritonsmith.bench.report import write_bench
     from tritonsmith.console import print_json, progress
+    from tritonsmith.files import existing_parent
 
+    if options.url and options.repository:
+        raise UsageError("--url and --repository exclude each other", expected="one of them")
     bench_options = BenchOptions(
         concurrency=parse_concurrency(options.concurrency),
         batch_size=options.batch_size,
@@ -345,8 +362,10 @@ def run_bench(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         samples=options.samples,
     )
+    if options.out:
+        existing_parent(options.out / "report.html")
     with progress() as say, ExitStack() as stack:
-        url = options.url
+        url = options.url or BENCH_URL
         if options.repository:
             from tritonsmith.server import ServerOptions, serve
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,19 +23,31 @@ from tritonsmith.samples import Samples, load_samples, specs_from_signature
 # A level whose rounds lie further apart than this is called unstable: perf_analyzer's own default.
 STABILITY = 0.10
 MAX_SAMPLES = 256  # that perf_analyzer cycles through; more only slows its start
+MIN_INTERVAL_MS = 50  # below, a window holds too few requests
 FREE_AXIS = 16  # length of a free axis in random inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """What to measure. Time for a level: rounds * 3 windows of `interval_ms`."""
+    """What to measure. Time for a level: rounds * 3 windows of `interval_ms`.
+
+    Raises UsageError for a number out of range.
+    """
 
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16)
-    protocol: str = "grpc"  # or "http"
     batch_size: int = 1
     interval_ms: int = 1000
     rounds: int = 3
     samples: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.concurrency or min(self.concurrency) < 1:
+            raise UsageError("no such concurrency", found=self.concurrency, expected="1 or more")
+        least = {"batch_size": 1, "interval_ms": MIN_INTERVAL_MS, "rounds": 1}
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {getattr(self, name)}", expected=f"{limit} or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +136,7 @@ def parse_concurrency(text: str) -> tuple[int, ...]:
 def bench(
     model: str, url: str, options: BenchOptions = BenchOptions(), *, say: Say = lambda _: None
 ) -> BenchResult:
-    """Measure `model` at `url` (host:port of `options.protocol`) at every concurrency.
+    """Measure `model` at every concurrency; `url` is grpc://host:port or http://host:port.
 
     The order of the levels turns round after each round, so that a drift of the machine does not favour
     one of them.
@@ -131,43 +144,38 @@ def bench(
     Raises:
         BenchError: perf_analyzer failed or measured nothing.
         ClientError: the server or the model cannot be reached.
+        UsageError: a batch that the model does not take.
         SamplesError: samples that the model does not take.
     """
-    analyzer = perf_analyzer.ensure_perf_analyzer(say=say)
-    with Client(url, protocol=options.protocol) as client:
+    if "://" not in url:
+        url = f"grpc://{url}"
+    with Client(url) as client:
         signature = client.model(model).signature
-    batched = signature.max_batch_size > 0
+    _check_batch_size(options.batch_size, signature)
     samples = None
     if options.samples:
+        batched = signature.max_batch_size > 0
         samples = load_samples(options.samples, specs_from_signature(signature), batched=batched)
-    runs: dict[int, list[perf_analyzer.Run]] = {level: [] for level in options.concurrency}
+    analyzer = perf_analyzer.ensure_perf_analyzer(say=say)
+    protocol, _, address = url.partition("://")
     with tempfile.TemporaryDirectory(prefix="tritonsmith-bench-") as folder:
-        input_data = None
-        if samples:
-            input_data = Path(folder) / "inputs.json"
-            arrays = {name: array[:MAX_SAMPLES] for name, array in samples.arrays.items()}
-            perf_analyzer.write_input_data(arrays, input_data)
-        for index in range(options.rounds):
-            order = options.concurrency if index % 2 == 0 else tuple(reversed(options.concurrency))
-            for concurrency in order:
-                say(f"round {index + 1} of {options.rounds}: {model} at concurrency {concurrency}")
-                load = perf_analyzer.Load(
-                    model=model,
-                    url=url.partition("://")[2] or url,
-                    protocol=options.protocol,
-                    concurrency=concurrency,
-                    batch_size=options.batch_size,
-                    interval_ms=options.interval_ms,
-                    input_data=input_data,
-                    shapes={} if samples else _random_shapes(signature),
-                    keep_samples=_values_per_request(signature, samples) * options.batch_size
-                    <= perf_analyzer.PROFILE_VALUES_PER_REQUEST,
-                )
-                runs[concurrency].append(perf_analyzer.run(analyzer, load))
+        load = perf_analyzer.Load(
+            model=model,
+            url=address,
+            protocol=protocol,
+            concurrency=1,
+            batch_size=options.batch_size,
+            interval_ms=options.interval_ms,
+            input_data=_write_samples(samples, Path(folder)) if samples else None,
+            shapes={} if samples else _random_shapes(signature),
+            keep_samples=_values_per_request(signature, samples) * options.batch_size
+            <= perf_analyzer.PROFILE_VALUES_PER_REQUEST,
+        )
+        runs = _run_rounds(analyzer, load, options, say)
     return BenchResult(
         model=model,
         url=url,
-        protocol=options.protocol,
+        protocol=protocol,
         batch_size=options.batch_size,
         inputs=f"{min(samples.count, MAX_SAMPLES)} samples of {samples.path.name}" if samples else "random",
         inputs_sha256=samples.sha256 if samples else None,
@@ -178,6 +186,19 @@ def bench(
         machine=describe_machine(),
         levels=tuple(summarize(level, runs[level]) for level in options.concurrency),
     )
+
+
+def _run_rounds(
+    analyzer: perf_analyzer.PerfAnalyzer, load: perf_analyzer.Load, options: BenchOptions, say: Say
+) -> dict[int, list[perf_analyzer.Run]]:
+    """The runs of each concurrency; every second round goes backwards."""
+    runs: dict[int, list[perf_analyzer.Run]] = {level: [] for level in options.concurrency}
+    for index in range(options.rounds):
+        order = options.concurrency if index % 2 == 0 else tuple(reversed(options.concurrency))
+        for concurrency in order:
+            say(f"round {index + 1} of {options.rounds}: {load.model} at concurrency {concurrency}")
+            runs[concurrency].append(perf_analyzer.run(analyzer, replace(load, concurrency=concurrency)))
+    return runs
 
 
 def summarize(concurrency: int, runs: Sequence[perf_analyzer.Run]) -> Level:
@@ -210,6 +231,23 @@ def summarize(concurrency: int, runs: Sequence[perf_analyzer.Run]) -> Level:
     )
 
 
+def _check_batch_size(batch_size: int, signature: Signature) -> None:
+    if batch_size > max(signature.max_batch_size, 1):
+        raise UsageError(
+            f"--batch-size {batch_size} is more than {signature.model!r} takes",
+            expected=f"{signature.max_batch_size} at most"
+            if signature.max_batch_size
+            else "1: no batch axis",
+        )
+
+
+def _write_samples(samples: Samples, folder: Path) -> Path:
+    path = folder / "inputs.json"
+    arrays = {name: array[:MAX_SAMPLES] for name, array in samples.arrays.items()}
+    perf_analyzer.write_input_data(arrays, path)
+    return path
+
+
 def _random_shapes(signature: Signature) -> dict[str, tuple[int, ...]]:
     """perf_analyzer wants a shape, without the batch axis, for every input with a free axis."""
     skip = 1 if signature.max_batch_size > 0 else 0
@@ -223,8 +261,9 @@ def _random_shapes(signature: Signature) -> dict[str, tuple[int, ...]]:
 
 def _values_per_request(signature: Signature, samples: Samples | None) -> int:
     """About how many numbers one request of one sample carries in and out."""
+    skip = 1 if signature.max_batch_size > 0 else 0
     tensors = signature.outputs if samples else signature.inputs + signature.outputs
     total = sum(array[0].size for array in samples.arrays.values()) if samples else 0
     for tensor in tensors:
-        total += int(np.prod([FREE_AXIS if axis < 0 else axis for axis in tensor.shape]))
+        total += math.prod(FREE_AXIS if axis < 0 else axis for axis in tensor.shape[skip:])
     return total
