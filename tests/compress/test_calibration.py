@@ -94,9 +94,14 @@ def test_few_samples_and_a_constant_channel_are_said(tmp_path: Path) -> None:
 
 
 def test_samples_are_fed_in_chunks_that_bound_memory(tmp_path: Path) -> None:
-    images = split_digits().train_images[:20, None]
+    images = split_digits().train_images[:70, None]
     data = samples(tmp_path / "data.npz", images)
     parts = [part["image"] for part in chunks(data, batched=True)]
-    assert [len(part) for part in parts] == [CHUNK_SAMPLES, CHUNK_SAMPLES, 20 - 2 * CHUNK_SAMPLES]
+    assert [len(part) for part in parts] == [CHUNK_SAMPLES, CHUNK_SAMPLES, 70 - 2 * CHUNK_SAMPLES]
     np.testing.assert_array_equal(np.concatenate(parts), images)
-    assert [part["image"].shape for part in chunks(data, batched=False)] == [(1, 8, 8)] * 20
+    assert [part["image"].shape for part in chunks(data, batched=False)] == [(1, 8, 8)] * 70
+
+    large = Samples(
+        path=tmp_path, sha256="", arrays={"image": np.zeros((3, 224, 224, 3), np.float32)}, target=None
+    )
+    assert [len(part["image"]) for part in chunks(large, batched=True)] == [1, 1, 1]

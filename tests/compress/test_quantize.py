@@ -78,6 +78,15 @@ def test_weights_are_stored_as_int8_per_channel(tmp_path: Path, conv: Artifact, 
     assert sorted(list(dims) for dims in channels) == [[10], [16], [32]]
 
 
+def test_ranges_do_not_depend_on_how_many_chunks_they_come_from(
+    tmp_path: Path, conv: Artifact, calibration: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = quantize_static(conv, calibration, tmp_path / "whole.onnx")
+    monkeypatch.setattr("tritonsmith.compress.calibration.CHUNK_SAMPLES", 1)
+    chunked = quantize_static(conv, calibration, tmp_path / "chunked.onnx")  # 200 chunks, merged by 64
+    assert chunked.steps[-1].output_sha256 == whole.steps[-1].output_sha256
+
+
 def test_what_runs_in_int8_is_read_from_the_optimised_graph(
     tmp_path: Path, conv: Artifact, calibration: Samples
 ) -> None:

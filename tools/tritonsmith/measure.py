@@ -62,7 +62,7 @@ def compare_speed(baseline: Session, candidate: Session, inputs: Inputs, *, batc
     pair = (baseline, candidate)
     counts = [_runs_per_round(session, inputs) for session in pair]
     longest = max(ROUND_S, *(_time_runs(session, inputs, 1) for session in pair))
-    rounds = int(np.clip(LONGEST_S / (2 * longest), FEWEST_ROUNDS, ROUNDS))
+    rounds = int(np.clip(LONGEST_S / (2 * longest), FEWEST_ROUNDS, ROUNDS)) | 1  # odd: one in the middle
     times = np.empty((rounds, 2))
     for index in range(rounds):
         for side in (0, 1) if index % 2 == 0 else (1, 0):
