@@ -137,17 +137,15 @@ def mixed_float16(keras: Any) -> Any:
 
 
 def with_lambda(keras: Any, path: str) -> Any:
-    """A Lambda layer two models deep, which writes a file when its code runs."""
-    inner_input = keras.Input((2,))
-
-    def leave_a_trace(tensor: Any, where: str = path) -> Any:
-        with open(where, "w"):  # noqa: PTH123 - marshalled code has no globals to import pathlib by
-            pass
-        return tensor * 2
-
-    inner = keras.Model(
-        inner_input, keras.layers.Lambda(leave_a_trace, name="trick", output_shape=(2,))(inner_input)
+    """A Lambda layer one model down, which makes a file when its code runs, and doubles its input."""
+    numbers = keras.Input((2,))
+    trick = keras.layers.Lambda(
+        lambda tensor, where: (open(where, "w").close(), tensor * 2)[1],  # noqa: PTH123 - has no globals
+        arguments={"where": path},
+        name="trick",
+        output_shape=(2,),
     )
+    inner = keras.Model(numbers, trick(numbers))
     outer = keras.Input((2,), name="numbers")
     return keras.Model(outer, keras.layers.Dense(1, name="sum")(inner(outer)))
 

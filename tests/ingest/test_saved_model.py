@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import keras_models
 import numpy as np
 import onnx
 import pytest
 
+import keras_models
 from tritonsmith.engines import open_session
 from tritonsmith.errors import SourceError
 from tritonsmith.ingest import convert

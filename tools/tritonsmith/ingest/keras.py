@@ -36,6 +36,10 @@ from tritonsmith.ingest.source import ConvertOptions, Exported
 from tritonsmith.ingest.tensorflow_export import export_flat
 from tritonsmith.ingest.tensorflow_framework import first_line, import_framework
 
+# The modules of Keras whose contents a file may name without saying where they are.
+NAMED_PARTS = tuple(
+    "layers models activations initializers regularizers constraints losses metrics ops".split()
+)
 # What Keras says, as a warning, of layers that keep fresh random weights.
 LOST_WEIGHTS = ("cannot be built", "freshly", "Could not load weights", "could not be loaded")
 
@@ -58,7 +62,7 @@ def export_keras(source: Path, folder: Path, options: ConvertOptions) -> Exporte
     custom = _import_custom_objects(options.custom_objects)
     keras = import_framework(_framework_for(file, custom), source)
     names = frozenset(custom) | frozenset(keras.saving.get_custom_objects())
-    refuse_foreign(file, frozenset(dir(keras.layers)) | {"Sequential", "Functional", "Model"}, names)
+    refuse_foreign(file, _own_names(keras), names)
     policy = mixed_policy_of(file)
     model = _load(keras, copy_in_float32(file, folder) if policy else source, file, custom, options)
     layers = _prepare_layers(model, source)
@@ -71,6 +75,12 @@ def export_keras(source: Path, folder: Path, options: ConvertOptions) -> Exporte
     if len(model.weights) != count:
         raise _lost_weights(source, f"{len(model.weights)} weights in use, {count} of them from the file")
     return exported
+
+
+def _own_names(keras: Any) -> frozenset[str]:
+    """What a file may name without a module: the layers, models and functions of Keras itself."""
+    parts = [getattr(keras, name) for name in NAMED_PARTS if hasattr(keras, name)]
+    return frozenset(name for part in parts for name in dir(part)) | {"Functional"}
 
 
 def _import_custom_objects(name: str | None) -> Mapping[str, Any]:

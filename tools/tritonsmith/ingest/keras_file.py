@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import shutil
 import zipfile
@@ -23,12 +22,7 @@ MIXED_POLICIES = ("mixed_float16", "mixed_bfloat16")
 KERAS_PACKAGES = ("keras", "tf_keras")
 # Parts of Keras that a model's layers have no use for, and that read files or the network.
 FOREIGN_PARTS = frozenset({"utils", "saving", "config", "datasets", "export", "preprocessing"})
-# Classes whose configuration is marshalled or pickled Python.
-CODE_CLASSES = {
-    "Lambda": "Lambda layer",
-    "__lambda__": "Python lambda in layer",
-    "TorchModuleWrapper": "pickled torch module in layer",
-}
+# Keys that say of a function's configuration that it is marshalled Python.
 CODE_TYPES = ("function_type", "output_shape_type", "mask_type", "arguments_type")
 
 Node = dict[str, Any]
@@ -66,12 +60,9 @@ def read_keras_file(path: Path) -> KerasFile:
 
 
 def refuse_code(file: KerasFile) -> None:
-    """Raise SourceError where the configuration holds Python code: a Lambda layer, a pickled lambda."""
+    """Raise SourceError where the configuration holds Python code, as that of a Lambda layer does."""
     for node, layer in _nodes(file.config):
-        kind = CODE_CLASSES.get(str(node.get("class_name")))
-        if kind is None and any(node.get(key) == "lambda" for key in CODE_TYPES):
-            kind = "Python lambda in layer"
-        if kind is not None:
+        if kind := _code_in(node):
             raise SourceError(
                 f"{file.path} holds Python code, which loading would run",
                 found=f"{kind} {layer!r}",
@@ -79,11 +70,11 @@ def refuse_code(file: KerasFile) -> None:
             )
 
 
-def refuse_foreign(file: KerasFile, layer_names: frozenset[str], custom_names: frozenset[str]) -> None:
+def refuse_foreign(file: KerasFile, own_names: frozenset[str], custom_names: frozenset[str]) -> None:
     """Raise SourceError where a class or function is neither Keras's nor supplied by the user.
 
     tf_keras would import whatever module the file names; a file does not get to choose that.
-    `layer_names` are Keras's own layers and models, by which files without module names are judged.
+    `own_names` are Keras's own layers, models and functions, for what a file names without a module.
     """
     layers = {id(layer) for node, _ in _nodes(file.config) for layer in _layers_of(node)}
     for node, layer in _nodes(file.config):
@@ -95,10 +86,12 @@ def refuse_foreign(file: KerasFile, layer_names: frozenset[str], custom_names: f
         registered = str(node.get("registered_name") or "")
         if {name, registered, registered.rpartition(">")[2]} & custom_names:
             continue
-        if isinstance(module, str):
-            known = _is_kerass_own(module, name)
+        if module == "builtins" and node["class_name"] == "function":
+            known = name in own_names
+        elif isinstance(module, str):
+            known = _is_kerass_own(module)
         else:
-            known = name in layer_names or not (id(node) in layers or ">" in registered)
+            known = name in own_names or not (id(node) in layers or ">" in registered)
         if not known:
             raise SourceError(
                 f"{file.path} uses {name!r}, which is not part of Keras",
@@ -199,11 +192,26 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _is_kerass_own(module: str, name: str) -> bool:
+def _code_in(node: Node) -> str | None:
+    """The kind of Python code that a node holds itself, marshalled or pickled."""
+    name, inner = node.get("class_name"), node.get("config")
+    if name == "Lambda" and not (isinstance(inner, dict) and _is_named(inner.get("function"))):
+        return "Lambda layer"
+    if name == "TorchModuleWrapper":
+        return "pickled torch module in layer"
+    if name == "__lambda__" or any(node.get(key) == "lambda" for key in CODE_TYPES):
+        return "Python lambda in layer"
+    return None
+
+
+def _is_named(function: Any) -> bool:
+    """Whether a function is given by its name alone, so that only the user's own code can supply it."""
+    return isinstance(function, dict) and function.get("class_name") == "function"
+
+
+def _is_kerass_own(module: str) -> bool:
     package, *parts = module.split(".")
-    if module == "builtins":
-        return not hasattr(builtins, name)  # else tf_keras would hand out exec, eval, open
-    return package in KERAS_PACKAGES and not FOREIGN_PARTS & set(parts)
+    return package in (*KERAS_PACKAGES, "builtins") and not FOREIGN_PARTS & set(parts)
 
 
 def _layers_of(node: Node) -> list[Node]:

@@ -64,6 +64,9 @@ def first_line(error: BaseException) -> str:
         lines = lines[start:]
     else:
         lines[0] = f"{type(error).__name__}: {lines[0]}"
+    inner = [line for line in lines if line.startswith("Exception encountered: ")]
+    if inner:  # Keras prints the configuration first
+        return inner[-1][:300]
     if "Exception encountered when calling" in lines[0]:  # Keras says where first, then what
         lines[0] = " ".join(lines[:2])
     return lines[0][:300]
