@@ -177,7 +177,8 @@ def run(perf_analyzer: PerfAnalyzer, load: Load) -> Run:
         if load.keep_samples:
             command += [FLAG, str(profile)]
         output = _run_to_end(command, perf_analyzer.environment())
-        rows = list(csv.DictReader(report.open(encoding="utf-8"))) if report.is_file() else []
+        text = report.read_text(encoding="utf-8") if report.is_file() else ""
+        rows = list(csv.DictReader(text.splitlines()))
         if not rows or float(rows[0]["Inferences/Second"]) <= 0:
             raise BenchError(f"perf_analyzer measured nothing of {load.model!r}", found=_reason(output))
         latencies = _latencies_us(profile) if load.keep_samples else ()
