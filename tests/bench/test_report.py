@@ -198,7 +198,8 @@ def test_what_is_built_and_proved_is_shown(tmp_path: Path) -> None:
     text = read_page(tmp_path / "report.html").text
     for expected in (
         "accuracy 0.9800", "+0.0020", "-0.0010 to +0.0040", "1.50x", "a note", "166.0 kB", "620.0 kB",
-        "3.73x", "passed", "accuracy through the endpoint: 0.98, before: 0.99, on 599 samples", "1.25e-06", "0.0001",
+        "3.73x", "passed", "accuracy through the endpoint: 0.98, before: 0.99, on 599 samples",
+        "1.25e-06", "0.0001",
     ):  # fmt: skip
         assert expected in text
 
