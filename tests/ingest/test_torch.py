@@ -241,7 +241,7 @@ class Scaled(torch.nn.Module):
     def forward(
         self, rows: torch.Tensor, bias: dict[str, torch.Tensor], skip: Any = None, scale: int = 2
     ) -> dict[str, Any]:
-        hidden = self.dense(rows) * scale
+        hidden = self.dense(rows.to(self.dense.weight.dtype)) * scale
         return {"sum": hidden + bias["low"], "parts": (hidden, skip, rows.flatten(1))}
 
 

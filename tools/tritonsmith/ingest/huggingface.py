@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tritonsmith.artifact import BATCH_AXIS, Json
 from tritonsmith.errors import MissingExtraError, SourceError
 from tritonsmith.ingest.source import ConvertOptions, Exported
+from tritonsmith.ingest.torch_example import ExampleInputs
 from tritonsmith.ingest.torch_export import (
-    ExampleInputs,
     export_module,
     quiet,
     reason_of,

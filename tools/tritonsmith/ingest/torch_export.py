@@ -18,19 +18,17 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
-import numpy as np
 from numpy.typing import NDArray
 
 from tritonsmith import dtypes
 from tritonsmith.artifact import BATCH_AXIS, Json, TensorSpec, tool_versions
 from tritonsmith.errors import MissingExtraError, SourceError
 from tritonsmith.ingest.source import Exported, Reference
+from tritonsmith.ingest.torch_example import ExampleInputs, array_from_tensor, tensor_from_array, widen
 
 if TYPE_CHECKING:
     import torch
@@ -39,25 +37,6 @@ if TYPE_CHECKING:
 FreeAxes = Mapping[str, Mapping[int, str]]  # input name -> axis -> the axis's name
 TOOLS = ("torch", "onnxscript")
 ADDED_LENGTHS = (0, 1, 2, 6)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleInputs:
-    """Tensors to call a module with: the first of them by position, the rest by keyword."""
-
-    tensors: Mapping[str, torch.Tensor]
-    positional_count: int
-
-    def call(self, module: Callable[..., Any], tensors: Mapping[str, torch.Tensor]) -> Any:
-        """Call `module` with other tensors of the same names."""
-        args, kwargs = self.split(tensors)
-        return module(*args, **kwargs)
-
-    def split(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The values by input name, as positional and keyword arguments."""
-        names = list(self.tensors)
-        args = tuple(values[name] for name in names[: self.positional_count])
-        return args, {name: values[name] for name in names[self.positional_count :]}
 
 
 def require_torch(source: object, *, extra: str) -> None:
@@ -92,7 +71,7 @@ def export_module(
     """
     import torch
 
-    tensors = {name: _widen(tensor, free.get(name, {})) for name, tensor in example.tensors.items()}
+    tensors = {name: widen(tensor, free.get(name, {})) for name, tensor in example.tensors.items()}
     try:
         with quiet(), torch.no_grad():
             result = example.call(module, tensors)
@@ -224,26 +203,6 @@ def module_reference(source: str, module: Callable[..., Any], example: ExampleIn
     return compute
 
 
-def array_from_tensor(tensor: torch.Tensor) -> NDArray[Any]:
-    """The tensor's values as a numpy array of the same data type, bfloat16 included."""
-    import torch
-
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    array: NDArray[Any] = tensor.numpy()
-    return array
-
-
-def tensor_from_array(array: NDArray[Any]) -> torch.Tensor:
-    """A copy of the array as a tensor of the same data type, bfloat16 included."""
-    import torch
-
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(np.array(array))
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporters' prints, log lines and warnings off the user's terminal."""
@@ -315,13 +274,6 @@ def _write_onnx(source: str, program: ExportedProgram, path: Path) -> None:
             found=reason_of(error),
             fix="replace the operation that it names in the module's forward()",
         ) from error
-
-
-def _widen(tensor: torch.Tensor, axes: Mapping[int, str]) -> torch.Tensor:
-    for axis in axes:
-        if tensor.shape[axis] == 1:
-            tensor = tensor.repeat_interleave(2, dim=axis)
-    return tensor
 
 
 def _spec(name: str, value: Any, symbols: Mapping[str, str]) -> TensorSpec:
