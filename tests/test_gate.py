@@ -119,6 +119,14 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     assert again == report
 
 
+def test_samples_stay_paired() -> None:
+    """Errors that differ a lot between samples, each 0.1 larger: the drop is 0.1 without any doubt."""
+    before = {"y": np.random.default_rng(0).uniform(0, 100, size=(200, 1)).round(1)}
+    after = {"y": before["y"] + 0.1}
+    report = gate("mae", before, after, np.zeros((200, 1)))
+    assert (report.ci95_low, report.ci95_high) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
 def test_a_drop_within_the_budget_passes_but_may_not_be_certain() -> None:
     target = np.zeros(100, np.int64)
     after = np.zeros(100, np.int64)
