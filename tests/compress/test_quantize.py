@@ -89,7 +89,7 @@ def test_ranges_do_not_depend_on_how_many_chunks_they_come_from(
         for artifact in (whole, chunked)
     )
     scales = [name for name in expected if name.endswith("_scale")]
-    assert len(scales) == 9
+    assert len(scales) >= 9
     for name in scales:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
 
