@@ -21,7 +21,13 @@ from pathlib import Path
 
 from tritonsmith.errors import ProvisionError
 from tritonsmith.files import write_text_atomically
-from tritonsmith.server.interpreter import Interpreter, Probe, find_interpreter, probe_interpreter
+from tritonsmith.server.interpreter import (
+    SOURCE_VERSIONS,
+    Interpreter,
+    Probe,
+    find_interpreter,
+    probe_interpreter,
+)
 from tritonsmith.server.provision import (
     cache_folder,
     clean_environment,
@@ -38,11 +44,15 @@ TRITON_WHEEL = "nvidia-pytriton==0.7.0"
 BASE_PINS = Path(__file__).with_name("requirements.txt")
 
 # Raise it when what this module lays down changes: old environments are then left alone.
-_LAYOUT = 3
+_LAYOUT = 5
 _RECORD = "environment.json"
 
-# Triton's stub starts Python with the C locale whatever LC_ALL and PYTHONUTF8 say: text would be ASCII.
-_LOCALE = "import locale; locale.setlocale(locale.LC_CTYPE, 'C.UTF-8')\n"
+# Triton's stub starts Python in the C locale and reads no PYTHON variables: text would be ASCII, and a
+# repository would fill with __pycache__. Python runs this line when it starts.
+_START = (
+    "import locale, sys; sys.dont_write_bytecode = True; locale.setlocale(locale.LC_CTYPE, 'C.UTF-8'); "
+    "[s.reconfigure(encoding='utf-8') for s in (sys.stdout, sys.stderr) if hasattr(s, 'reconfigure')]\n"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +179,8 @@ def _build_base(folder: Path, *, say: Callable[[str], None]) -> ServerEnvironmen
     wheel = unpack_wheel(
         TRITON_WHEEL, cache_folder() / "wheels" / TRITON_WHEEL.replace("==", "-"), python=python, say=say
     )
+    if interpreter.minor in SOURCE_VERSIONS:
+        _build_numpy(python, folder / "tmp", say=say)
     say("installing the server's packages: numpy 1.26, onnxruntime, openvino")
     run_pip(
         python,
@@ -176,8 +188,23 @@ def _build_base(folder: Path, *, say: Callable[[str], None]) -> ServerEnvironmen
         scratch=folder / "tmp",
         what="cannot install the server's packages",
     )
-    _site_packages(python).joinpath("tritonsmith_locale.pth").write_text(_LOCALE, encoding="utf-8")
+    _site_packages(python).joinpath("tritonsmith_start.pth").write_text(_START, encoding="utf-8")
     return _lay_triton(folder, python, interpreter, wheel)
+
+
+def _build_numpy(python: Path, scratch: Path, *, say: Callable[[str], None]) -> None:
+    """numpy from its source, without the variants for other CPUs: the server only moves tensors with it."""
+    requirement = next(
+        line for line in BASE_PINS.read_text(encoding="utf-8").splitlines() if "numpy==" in line
+    )
+    say(f"building {requirement} from source: no older Python is here, and it has no wheel (some minutes)")
+    settings = ["-Csetup-args=-Dcpu-dispatch=none", "-Csetup-args=-Dallow-noblas=true"]
+    run_pip(
+        python,
+        ["install", requirement, *settings],
+        scratch=scratch,
+        what=f"cannot build {requirement} for this Python",
+    )
 
 
 def _build_layer(
@@ -267,7 +294,9 @@ def _lay_triton(folder: Path, python: Path, interpreter: Interpreter, wheel: Pat
     )
     libraries = folder / "triton" / "lib"
     libraries.mkdir()
-    (libraries / interpreter.library.name).symlink_to(interpreter.library)
+    # The stub for 3.13 asks for the libpython of the wheel, by that one's name.
+    bundled = next((wheel / "nvidia_pytriton.libs").glob(f"libpython3*.{interpreter.minor[2:]}.so.1.0"), None)
+    (libraries / (bundled or interpreter.library).name).symlink_to(interpreter.library)
     return ServerEnvironment(
         folder=folder,
         python=python,

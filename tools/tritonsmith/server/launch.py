@@ -171,6 +171,7 @@ class Launch:
         """Stop if it still runs, keep the log in memory, and remove every trace on disk."""
         if self._closed:
             return
+        self.asked_to_end = True
         try:
             if self.exit_code is None:
                 self.stop()
@@ -295,7 +296,7 @@ def _common_arguments(environment: ServerEnvironment, folder: RunFolder) -> list
 
 
 def _server_variables(environment: ServerEnvironment, folder: RunFolder) -> dict[str, str]:
-    """Its Python is the first python3 on PATH; its locale is UTF-8; it writes no .pyc into a repository."""
+    """The stub's Python is the first python3 on PATH; it reads no PYTHON variables."""
     variables = clean_environment()
     libraries = [str(environment.python_library_folder), str(environment.library_folder)]
     if inherited := variables.get("LD_LIBRARY_PATH"):
@@ -305,7 +306,5 @@ def _server_variables(environment: ServerEnvironment, folder: RunFolder) -> dict
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "VIRTUAL_ENV": str(folder.environment),
         "LC_ALL": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONNOUSERSITE": "1",
         "TMPDIR": str(folder.path / "tmp"),
     }

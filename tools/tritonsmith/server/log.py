@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _LINES = 30
-_ENTRY = re.compile(r"^(?P<level>[IWEF])\d{4} [\d:.]+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
+_ENTRY = re.compile(r"^(?P<level>[IWEF])\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ?(?P<text>.*)$")
 # Said on every machine without a GPU, and at every stop.
 _HARMLESS = ("CudaDriverHelper", "Failed to initialize NVML", "Signal (15) received", "Cleaning up...")
 _REFUSED = re.compile(

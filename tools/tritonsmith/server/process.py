@@ -23,7 +23,7 @@ from tritonsmith.server.log import relevant_lines
 from tritonsmith.server.options import ServerOptions
 from tritonsmith.server.ports import LOOPBACK, find_free_port, port_error, refuse_used_port
 from tritonsmith.server.proof import prove_inference
-from tritonsmith.server.provision import silent
+from tritonsmith.server.provision import CACHE_VARIABLE, cache_folder, silent
 from tritonsmith.server.ready import describe_exit, wait_until_ready
 
 _TRIES = 3
@@ -204,6 +204,12 @@ def _check_repository(repository: Path) -> None:
         raise RepositoryError(f"{repository} does not exist", expected=expected)
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is not a folder", found="a file", expected=expected)
+    if cache_folder().resolve().is_relative_to(repository.resolve()):
+        raise RepositoryError(
+            f"{repository} holds tritonsmith's cache, which Triton would read as a model",
+            found=cache_folder(),
+            fix=f"set {CACHE_VARIABLE} to a folder elsewhere",
+        )
 
 
 def _ports(options: ServerOptions) -> dict[str, int]:
