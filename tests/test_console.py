@@ -37,6 +37,12 @@ def test_table_is_not_folded_without_a_terminal(capsys: pytest.CaptureFixture[st
     assert ("x" * 70 + "  " + "y" * 70) in capsys.readouterr().out
 
 
+def test_table_shows_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_table(["a"], [["[red]x[/red]"]], title="of samples[bold].npz")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["of samples[bold].npz", "a", "[red]x[/red]"]
+
+
 def test_error_shows_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_error(TritonsmithError("bad [x]", found="[1, 2]", expected="one", fix="do this"))
     assert capsys.readouterr().err == "error: bad [x]\n  found: [1, 2]\n  expected: one\n  to do: do this\n"

@@ -60,7 +60,9 @@ def print_table(
 ) -> None:
     """A table on stdout; a column whose every cell starts like a number is set to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    if title:
+        print_line(title)
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(_numeric(row[index]) for row in cells)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIDE = 8
 FORMATS = ("PNG", "JPEG")
@@ -30,7 +30,7 @@ def answer(request):
 
 def pixels_from_bytes(data):
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        gray = image.convert("L")
+        gray = gray_from_image(ImageOps.exif_transpose(image))
     if gray.size != (SIDE, SIDE):
         gray = gray.resize((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(gray, dtype=np.float32) / 255.0
@@ -38,3 +38,12 @@ def pixels_from_bytes(data):
     if border.mean() > 0.5:  # dark ink on paper: the training scans are bright ink on black
         pixels = 1.0 - pixels
     return pixels[..., None]
+
+
+def gray_from_image(image):
+    if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:  # ink without a ground is drawn on paper
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return image.convert("L")
