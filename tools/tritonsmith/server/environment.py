@@ -38,7 +38,13 @@ from tritonsmith.server.provision import (
     unpack_wheel,
 )
 
-__all__ = ["ServerEnvironment", "cache_folder", "ensure_environment", "stage_requirements"]
+__all__ = [
+    "ServerEnvironment",
+    "cache_folder",
+    "ensure_environment",
+    "find_environment",
+    "stage_requirements",
+]
 
 TRITON_WHEEL = "nvidia-pytriton==0.7.0"
 BASE_PINS = Path(__file__).with_name("requirements.txt")
@@ -88,6 +94,11 @@ def ensure_environment(
     return _read(layer) or _build(
         layer, wanted, lambda: _build_layer(layer, environment, wanted, say=say), say=say
     )
+
+
+def find_environment() -> ServerEnvironment | None:
+    """The base environment where it is complete; nothing is built."""
+    return _read(cache_folder() / "environments" / _key(()))
 
 
 def stage_requirements(repository: Path) -> tuple[str, ...]:

@@ -82,10 +82,9 @@ def find_interpreter(downloads: Path, *, say: Callable[[str], None] = silent) ->
     The running one first, then others of 3.10 to 3.12; then those whose libpython Debian's archive has; and
     3.13 last, where numpy can be compiled. Raises ProvisionError that lists what was tried.
     """
-    probes = [probe for path in candidates() if (probe := probe_interpreter(path)) is not None]
-    lacks = {probe.python: _what_lacks(probe) for probe in probes}
+    probes = survey()
     for probe in probes:
-        if lacks[probe.python] is None and probe.library is not None:
+        if what_lacks(probe) is None and probe.library is not None:
             return Interpreter(python=probe.python, version=probe.version, library=probe.library)
     for probe in probes:
         if probe.minor in VERSIONS and probe.library is None and probe.has_venv:
@@ -95,7 +94,7 @@ def find_interpreter(downloads: Path, *, say: Callable[[str], None] = silent) ->
     for probe in probes:
         if probe.minor in SOURCE_VERSIONS and _can_compile(probe) and probe.library is not None:
             return Interpreter(python=probe.python, version=probe.version, library=probe.library)
-    tried = [f"{python}: {reason}" for python, reason in lacks.items()]
+    tried = [f"{probe.python}: {what_lacks(probe)}" for probe in probes]
     raise ProvisionError(
         "no Python here can run the embedded server",
         found="\n    ".join(tried) or "none",
@@ -105,7 +104,7 @@ def find_interpreter(downloads: Path, *, say: Callable[[str], None] = silent) ->
     )
 
 
-def _what_lacks(probe: Probe) -> str | None:
+def what_lacks(probe: Probe) -> str | None:
     """Why the server cannot use this Python as it is; None where it can."""
     if not probe.has_venv:
         return f"no venv module (apt-get install python{probe.minor}-venv)"
@@ -160,6 +159,12 @@ def _apt_download(package: str, folder: Path) -> bool:
     if run_quietly(["apt-get", *options, "update"], cwd=folder).returncode != 0:
         return False
     return run_quietly(["apt-get", *options, "download", package], cwd=folder).returncode == 0
+
+
+def survey() -> tuple[Probe, ...]:
+    """Every Python of this machine that could carry the server, each once, the running one first."""
+    probes = [probe for path in candidates() if (probe := probe_interpreter(path)) is not None]
+    return tuple({probe.python.resolve(): probe for probe in reversed(probes)}.values())[::-1]
 
 
 def candidates() -> Iterator[Path]:
