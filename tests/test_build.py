@@ -212,6 +212,7 @@ def candidate(name: str, size: int, ratio: float | None, *, drop: float = 0.0) -
 
 
 GOAL = Goal(
+    inference_precision="f32",
     precision="auto", engine="onnxruntime", max_batch_size=8, calibration=None, evaluation=None,
     metric=None, max_drop=0.01,
 )  # fmt: skip

@@ -477,3 +477,12 @@ def test_a_large_model_is_finished_by_path(
     finish(replace(source, raw=raw), out, force=True)
     assert sorted(file.name for file in out.parent.iterdir()) == ["model.onnx", "model.onnx.1.data"]
     assert_linear(out)
+
+
+def test_a_model_whose_rows_depend_on_each_other_is_not_batched(raw: Path, out: Path) -> None:
+    model = model_from_text(
+        "g (float[batch, 3] x) => (float[batch, 3] y) { y = Softmax <axis: int = 0> (x) }"
+    )
+    artifact = finish(exported(raw, model), out)
+    assert artifact.inputs[0].shape == ("batch", 3)  # the axis is free all the same
+    assert not artifact.batched

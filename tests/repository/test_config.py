@@ -17,6 +17,7 @@ from tritonsmith.repository.config import (
     check_config_table,
     config_from_artifact,
     config_from_text,
+    inference_precision,
     specs_from_config,
     text_from_config,
 )
@@ -283,3 +284,26 @@ def test_a_recipe_can_turn_batch_padding_off() -> None:
     extra = {"parameters": {"ENABLE_BATCH_PADDING": "NO"}}
     config = config_from_artifact(ARTIFACT, name="m", backend="openvino", max_batch_size=4, extra=extra)
     assert config.parameters["ENABLE_BATCH_PADDING"].string_value == "NO"
+
+
+def test_openvino_serves_the_precision_that_the_file_has() -> None:
+    config = config_from_artifact(ARTIFACT, name="m", backend="openvino")
+    assert config.parameters["INFERENCE_PRECISION_HINT"].string_value == "F32"
+    assert inference_precision({"INFERENCE_PRECISION_HINT": "F32"}) == "f32"
+    assert inference_precision({"INFERENCE_PRECISION_HINT": "F32", "HINT_BF16": "yes"}) == "bf16"
+    assert inference_precision({}) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "extra", "scheduler"),
+    [
+        (4, {}, "dynamic_batching"),
+        (1, {}, None),
+        (4, {"sequence_batching": {}}, "sequence_batching"),
+    ],
+)
+def test_a_model_that_can_batch_gets_a_batcher(
+    size: int, extra: dict[str, Any], scheduler: str | None
+) -> None:
+    config = config_from_artifact(ARTIFACT, name="m", backend="onnxruntime", max_batch_size=size, extra=extra)
+    assert config.WhichOneof("scheduling_choice") == scheduler

@@ -54,7 +54,7 @@ class Artifact:
     format: str  # "onnx" or "openvino"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    batched: bool  # axis 0 of every input and output is BATCH_AXIS
+    batched: bool  # axis 0 of every input and output is BATCH_AXIS, and each row is answered by itself
     precision: str  # "fp32", "fp16", "int8"
     steps: tuple[Step, ...]
 

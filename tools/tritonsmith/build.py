@@ -21,6 +21,8 @@ from tritonsmith.repository.entry import Entry, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
 
 if TYPE_CHECKING:
+    from tritonclient.grpc import model_config_pb2
+
     from tritonsmith.candidates import Candidate, Goal
     from tritonsmith.metrics import Metric
 
@@ -207,11 +209,21 @@ def _goal(request: BuildRequest, fp32: Artifact, metric: Metric | None) -> Goal:
         precision=request.precision,
         engine=request.backend,
         max_batch_size=config.max_batch_size if fp32.batched else 0,
+        inference_precision=served_precision(request.backend, config),
         calibration=data["calibration"],
         evaluation=evaluation,
         metric=metric,
         max_drop=request.max_drop,
     )
+
+
+def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str | None:
+    """What the backend computes floats in: ONNX Runtime what the file says, OpenVINO as it is configured."""
+    from tritonsmith.repository.config import inference_precision
+
+    if backend != "openvino":
+        return "f32"
+    return inference_precision({key: value.string_value for key, value in config.parameters.items()})
 
 
 def _publish(request: BuildRequest, candidates: list[Candidate], fingerprint: str, say: Say) -> Entry:

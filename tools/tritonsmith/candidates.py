@@ -18,6 +18,7 @@ from tritonsmith.samples import Samples
 
 Say = Callable[[str], None]
 
+EXACT = "f32"
 BATCHES = (1, 2, 3)  # and the largest that is served
 
 
@@ -28,6 +29,7 @@ class Goal:
     precision: str  # "fp32", "fp16", "int8", "auto"
     engine: str
     max_batch_size: int  # 0: no batch axis
+    inference_precision: str | None  # what OpenVINO serves floats in; None: its own choice
     calibration: Samples | None
     evaluation: Samples | None
     metric: Metric | None
@@ -110,14 +112,15 @@ def judge_candidates(candidates: list[Candidate], goal: Goal, *, say: Say) -> li
     if goal.evaluation is None:
         return candidates
     baseline = candidates[0]
-    expected = _outputs(baseline, goal)
+    expected = _outputs(baseline, goal, EXACT)
     judged = []
     for candidate in candidates:
         if candidate.artifact is None:
             judged.append(candidate)
             continue
         candidate = _noted_if_larger(candidate, baseline)
-        outputs = expected if candidate is baseline else _outputs(candidate, goal)
+        exact = candidate is baseline and goal.inference_precision == EXACT
+        outputs = expected if exact else _outputs(candidate, goal, goal.inference_precision)
         if goal.metric is not None:
             say(f"judging {candidate.name} by {goal.metric.text}")
             gate = judge(
@@ -213,13 +216,13 @@ def _served(
     return replace(candidate, artifact=artifact, size_bytes=onnx_model.model_bytes(artifact.path))
 
 
-def _outputs(candidate: Candidate, goal: Goal) -> dict[str, NDArray[Any]]:
+def _outputs(candidate: Candidate, goal: Goal, precision: str | None) -> dict[str, NDArray[Any]]:
     from tritonsmith.engines import open_session
 
     assert candidate.artifact is not None  # noqa: S101 - asked for by its caller
     assert goal.evaluation is not None  # noqa: S101
     artifact = candidate.artifact
-    session = open_session(artifact.path, engine=goal.engine)
+    session = open_session(artifact.path, engine=goal.engine, precision=precision)
     if artifact.batched:
         for size in _batches(goal):
             outputs = session.run(_rows(goal.evaluation, size))
@@ -253,7 +256,7 @@ def _timed(candidate: Candidate, baseline: Candidate, goal: Goal, say: Say) -> C
     assert goal.evaluation is not None  # noqa: S101
     say(f"timing {candidate.name} beside fp32")
     pair = [
-        open_session(artifact.path, engine=goal.engine, threads=THREADS)
+        open_session(artifact.path, engine=goal.engine, threads=THREADS, precision=goal.inference_precision)
         for artifact in (baseline.artifact, candidate.artifact)
     ]
     arrays = goal.evaluation.arrays

@@ -25,8 +25,13 @@ class Session(Protocol):
         """All outputs by name, for arrays by input name, batch axis included."""
 
 
-def open_session(path: Path, *, engine: str = "onnxruntime", threads: int | None = None) -> Session:
+def open_session(
+    path: Path, *, engine: str = "onnxruntime", threads: int | None = None, precision: str | None = "f32"
+) -> Session:
     """Load a model file into an engine; `threads` bounds one call's parallelism (default: the engine's).
+
+    `precision` is what OpenVINO computes floats in, None for its own choice; ONNX Runtime always computes
+    what the file says.
 
     Raises:
         EngineError: the engine refuses the file; its own reason is in the message.
@@ -40,5 +45,5 @@ def open_session(path: Path, *, engine: str = "onnxruntime", threads: int | None
     if engine == "openvino":
         from tritonsmith.engines.openvino import open_openvino
 
-        return open_openvino(path, threads=threads)
+        return open_openvino(path, threads=threads, precision=precision)
     raise UsageError(f"no engine is named {engine!r}", expected=" or ".join(ENGINES))

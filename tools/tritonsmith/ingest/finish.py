@@ -89,7 +89,8 @@ def finish(
         format="onnx",
         inputs=inputs,
         outputs=outputs,
-        batched=exported.batched,
+        # Where one row's answer depends on another's, requests must not be joined.
+        batched=exported.batched and parity.rows_independent is not False,
         precision=precision_of(model),
         steps=(convert, simplified),
     )

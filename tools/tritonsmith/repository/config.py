@@ -29,6 +29,8 @@ DERIVED_FIELDS = {
     "max_batch_size": "it is [model] max_batch_size",
     "ensemble_scheduling": "write an [[ensemble]]",
 }
+SCHEDULERS = {"dynamic_batching", "sequence_batching"}
+INFERENCE_PRECISION = "INFERENCE_PRECISION_HINT"
 ENSEMBLE_FIELDS = {
     "name": "it is the ensemble's name",
     "platform": 'it is always "ensemble"',
@@ -73,14 +75,27 @@ def config_from_artifact(
     for spec in artifact.outputs:
         _describe_tensor(config.output.add(), spec, batched=batched)
     add_labels(config, labels or {})
-    if backend == "openvino" and size > 1:
-        # The native backend refuses a batch smaller than max_batch_size without it.
-        config.parameters["ENABLE_BATCH_PADDING"].string_value = "YES"
-    fill_config(config, extra or {})
+    if backend == "openvino":
+        # Left to itself, OpenVINO computes FP32 in bfloat16 where the CPU has it.
+        config.parameters[INFERENCE_PRECISION].string_value = "F32"
+        if size > 1:
+            # The native backend refuses a batch smaller than max_batch_size without it.
+            config.parameters["ENABLE_BATCH_PADDING"].string_value = "YES"
+    extra = extra or {}
+    if size > 1 and not SCHEDULERS & set(extra):
+        config.dynamic_batching.SetInParent()  # as Triton itself completes a configuration
+    fill_config(config, extra)
     if warmup is not None:
         config.model_warmup.extend(warmup.entries)
     check_rules(config)
     return config
+
+
+def inference_precision(parameters: Mapping[str, str]) -> str | None:
+    """What OpenVINO computes floats in ("f32", "bf16"), by a configuration's parameters; None: its choice."""
+    if parameters.get("HINT_BF16", "").upper() == "YES":
+        return "bf16"
+    return parameters.get(INFERENCE_PRECISION, "").lower() or None
 
 
 def fill_config(config: model_config_pb2.ModelConfig, extra: Mapping[str, Json]) -> None:

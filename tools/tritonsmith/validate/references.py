@@ -20,6 +20,7 @@ from tritonsmith.errors import RepositoryError, UsageError, ValidationError
 from tritonsmith.ingest.parity import TOLERANCES
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.manifest import MANIFEST_NAME, read_manifest
+from tritonsmith.repository.config import inference_precision
 
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -140,7 +141,12 @@ def _source_reference(
 def _file_reference(repository: Path, signature: Signature, manifest: Manifest | None) -> Reference:
     backend = str(signature.config["backend"])
     file = signature.config.get("default_model_filename") or DEFAULT_FILES[backend]
-    session = open_session(repository / signature.model / signature.version / file, engine=backend)
+    parameters = {key: entry["string_value"] for key, entry in signature.config.get("parameters", {}).items()}
+    session = open_session(
+        repository / signature.model / signature.version / file,
+        engine=backend,
+        precision=inference_precision(parameters),
+    )
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         return _reshaped_outputs(signature, session.run(_reshaped_inputs(signature, inputs)))
