@@ -252,7 +252,9 @@ def test_bench(served_models: Addresses, tmp_path: Path, capsys: pytest.CaptureF
     latencies = [level.pop("latencies_us") for level in stored["levels"]]
     assert all(latencies)
     assert stored == value
-    assert main(arguments) == 0
+    assert main(arguments) == 2
+    assert "report.html exists" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("affine over http, ")
     assert "inferences/s" in captured.out
@@ -568,8 +570,9 @@ def factory():
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("verb", ["convert", "build"])
-def test_ctrl_c_leaves_nothing(verb: str, tmp_path: Path) -> None:
+def test_a_signal_leaves_nothing(verb: str, number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "temporary").mkdir()
     arguments = {
@@ -587,12 +590,13 @@ def test_ctrl_c_leaves_nothing(verb: str, tmp_path: Path) -> None:
     try:
         assert process.stderr is not None
         read_until(process.stderr, "asleep\n")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+    said = "interrupted\n" if number == signal.SIGINT else ""
+    assert (process.returncode, out, err) == (128 + number, "", said)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["sleeper.py", "temporary"]
 
 

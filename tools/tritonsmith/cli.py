@@ -1,7 +1,7 @@
 """The command line: one thin verb per function. Parse, build a record, call, print.
 
 Results go to stdout, progress and errors to stderr. Exit code 0: done; 1: the work failed or a gate
-refused; 2: wrong usage; 130: Ctrl-C. Nothing heavy is imported before a verb runs.
+refused; 2: wrong usage; 130: Ctrl-C; 143: SIGTERM. Nothing heavy is imported before a verb runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from tritonsmith import __version__
 from tritonsmith.errors import TritonsmithError, UsageError
+from tritonsmith.signals import ending_on_sigterm
 
 if TYPE_CHECKING:
     from tritonsmith.ingest.source import ConvertOptions
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(before, argparse.Namespace(flags=after))
     verb: Verb = options.verb
     try:
-        code = verb(options)
+        with ending_on_sigterm():
+            code = verb(options)
         sys.stdout.flush()
         return code
     except TritonsmithError as error:
@@ -340,6 +342,7 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     verb.add_argument("--interval-ms", type=int, default=1000, metavar="MS", help="a window; three a round")
     verb.add_argument("--out", type=Path, metavar="FOLDER", help="for bench.json and report.html")
+    verb.add_argument("--force", action="store_true", help="replace those that are there")
     _add_json(verb)
     verb.set_defaults(verb=run_bench)
 
@@ -349,9 +352,9 @@ def run_bench(options: argparse.Namespace) -> int:
 
     from tritonsmith import render
     from tritonsmith.bench.measure import BenchOptions, bench, parse_concurrency
-    from tritonsmith.bench.report import write_bench
+    from tritonsmith.bench.report import REPORT, RESULTS, write_bench
     from tritonsmith.console import print_json, progress
-    from tritonsmith.files import existing_parent
+    from tritonsmith.files import existing_parent, refuse_overwrite
 
     if options.url and options.repository:
         raise UsageError("--url and --repository exclude each other", expected="one of them")
@@ -363,7 +366,9 @@ def run_bench(options: argparse.Namespace) -> int:
         samples=options.samples,
     )
     if options.out:
-        existing_parent(options.out / "report.html")
+        for name in (REPORT, RESULTS):
+            refuse_overwrite(options.out / name, force=options.force)
+            existing_parent(options.out / name)
     with progress() as say, ExitStack() as stack:
         url = options.url or BENCH_URL
         if options.repository:

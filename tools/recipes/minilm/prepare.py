@@ -63,8 +63,7 @@ def write_all(folder: Path) -> None:
     source = folder / "source"
     source.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        if not (source / name).exists():
-            shutil.copyfile(package_folder() / name, source / name)
+        shutil.copyfile(package_folder() / name, source / name)
     sentences = sentences_of_docstrings(SENTENCES)
     np.savez(folder / "samples.npz", text=np.array([s.encode() for s in sentences], dtype="S")[:, None])
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))

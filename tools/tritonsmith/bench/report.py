@@ -15,6 +15,7 @@ from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
 from tritonsmith.render import CANDIDATE_COLUMNS, candidate_rows
 
+REPORT, RESULTS = "report.html", "bench.json"
 STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #d9dee4; }
 :root { --good: #0b6e4f; --bad: #b3261e; }
@@ -77,14 +78,14 @@ def write_report(
 
 
 def write_bench(result: BenchResult, folder: Path) -> None:
-    """Write bench.json, raw samples included, and report.html into `folder`."""
+    """Write bench.json, raw samples included, and report.html into `folder`, over what is there."""
     write_report(
-        folder / "report.html",
+        folder / REPORT,
         title=f"{result.model}: benchmark",
         summary=bench_summary(result),
         benches=[result],
     )
-    write_text_atomically(folder / "bench.json", json.dumps(result.json(raw=True), indent=1) + "\n")
+    write_text_atomically(folder / RESULTS, json.dumps(result.json(raw=True), indent=1) + "\n")
 
 
 def bench_summary(result: BenchResult) -> list[tuple[str, str]]:
