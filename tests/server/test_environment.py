@@ -252,3 +252,18 @@ def test_no_python_is_told_with_all_that_was_tried(tmp_path: Path, monkeypatch: 
 
 def test_pins_are_of_numpy_1() -> None:
     assert "numpy==1.26.4" in environment_module.BASE_PINS.read_text().splitlines()
+
+
+def test_a_python_without_ensurepip_borrows_pip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server_environment: ServerEnvironment
+) -> None:
+    """Debian leaves ensurepip to a package of its own, python3-venv."""
+    probe = probe_interpreter(server_environment.python)
+    assert probe is not None
+    lacking = dataclasses.replace(probe, has_ensurepip=False)
+    monkeypatch.setattr(environment_module, "probe_interpreter", lambda _: lacking)
+    said: list[str] = []
+    python = environment_module._make_venv(tmp_path / "environment", probe.python, say=said.append)
+    done = subprocess.run([python, "-m", "pip", "--version"], check=True, capture_output=True, text=True)
+    assert str(tmp_path / "environment") in done.stdout
+    assert "brings no pip of its own" in said[0]
