@@ -106,7 +106,7 @@ def refused(capsys: pytest.CaptureFixture[str], repository: Path) -> Callable[..
         assert captured.out == ""
         assert "Traceback" not in captured.err
         assert tree(repository) == before
-        _, *messages = re.split(r"^error: ", captured.err, flags=re.MULTILINE)
+        _, *messages = re.split(r"^(?:tritonsmith.*: )?error: ", captured.err, flags=re.MULTILINE)
         assert len(messages) == 1
         return messages[0]
 
@@ -522,6 +522,18 @@ def test_a_full_disk(refused: Callable[..., str], big: Path, full_disk: Path) ->
     assert str(full_disk) in error
     assert "No space left" in refused(["convert", str(big), "--out", str(full_disk / "big.onnx")])
     assert tree(full_disk) == before
+
+
+def test_a_full_disk_for_the_report(
+    refused: Callable[..., str], served_models: Addresses, full_disk: Path
+) -> None:
+    room = os.statvfs(full_disk)
+    (full_disk / "filler").write_bytes(bytes(room.f_bavail * room.f_frsize))
+    arguments = ["bench", "affine", "--url", served_models.http, "--concurrency", "1", "--rounds", "1"]
+    error = refused([*arguments, "--interval-ms", "100", "--out", str(full_disk / "out")])
+    assert "No space left" in error
+    assert str(full_disk) in error
+    assert not any((full_disk / "out").iterdir())
 
 
 def test_a_full_temporary_folder(big: Path, files: Path, tmp_path: Path, full_disk: Path) -> None:

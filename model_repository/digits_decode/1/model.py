@@ -41,8 +41,6 @@ def pixels_from_bytes(data):
 
 
 def gray_from_image(image):
-    if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:  # ink without a ground is drawn on paper
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
