@@ -47,7 +47,17 @@ def load_samples(
         SamplesError: for a file that is no .npz, a missing, extra or misshapen array, another kind
             of number, NaN or infinity, no samples, unequal counts, or labels that are needed and absent.
     """
-    arrays = _read_npz(path)
+    return _hold(path, _read_npz(path), inputs, batched=batched, need_target=need_target)
+
+
+def _hold(
+    path: Path,
+    arrays: dict[str, NDArray[Any]],
+    inputs: tuple[TensorSpec, ...],
+    *,
+    batched: bool,
+    need_target: bool,
+) -> Samples:
     target = arrays.pop(TARGET, None) if TARGET not in {spec.name for spec in inputs} else None
     names = [spec.name for spec in inputs]
     if missing := [name for name in names if name not in arrays]:
@@ -69,25 +79,41 @@ def load_samples(
     return Samples(path=path, sha256=sha256_of(path), arrays=fitted, target=target)
 
 
-def specs_from_signature(signature: Signature) -> tuple[TensorSpec, ...]:
-    """The inputs of a served model as the specs that `load_samples` takes."""
+def load_served_samples(path: Path, signature: Signature) -> Samples:
+    """As `load_samples`, for a served model: arrays as the model's own file takes them fit as well.
+
+    Triton has no rank 0 and serves such a tensor as `[1]`; an array without that axis gets it here. An
+    optional input may be left out.
+    """
+    batched = signature.max_batch_size > 0
+    arrays = _read_npz(path)
     specs = []
     for tensor in signature.inputs:
+        if tensor.optional and tensor.name not in arrays:
+            continue
         axes = [f"{tensor.name}_{index}" if axis < 0 else axis for index, axis in enumerate(tensor.shape)]
-        if signature.max_batch_size > 0:
+        if batched:
             axes[0] = BATCH_AXIS
-        specs.append(
-            TensorSpec(name=tensor.name, dtype=dtypes.BY_WIRE[tensor.datatype].name, shape=tuple(axes))
-        )
-    return tuple(specs)
+        spec = TensorSpec(name=tensor.name, dtype=dtypes.BY_WIRE[tensor.datatype].name, shape=tuple(axes))
+        specs.append(spec)
+        if spec.name in arrays:
+            arrays[spec.name] = _with_unit_axis(arrays[spec.name], spec, batched=batched)
+    return _hold(path, arrays, tuple(specs), batched=batched, need_target=False)
+
+
+def _with_unit_axis(array: NDArray[Any], spec: TensorSpec, *, batched: bool) -> NDArray[Any]:
+    sample = spec.shape[1:] if batched else spec.shape
+    return array[:, None] if sample == (1,) and array.ndim == 1 else array
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise SamplesError(f"{path} is no file", expected="an .npz of samples")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        # Opened here: numpy leaves its own stream open where the zip is damaged.
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise SamplesError(f"{path} is a single array", expected="an .npz with one array per input")
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:

@@ -18,7 +18,7 @@ from tritonsmith.bench.machine import describe_machine
 from tritonsmith.client import Client, Signature
 from tritonsmith.console import Say
 from tritonsmith.errors import UsageError
-from tritonsmith.samples import Samples, load_samples, specs_from_signature
+from tritonsmith.samples import Samples, load_served_samples
 
 # A level whose rounds lie further apart than this is called unstable: perf_analyzer's own default.
 STABILITY = 0.10
@@ -154,8 +154,7 @@ def bench(
     _check_batch_size(options.batch_size, signature)
     samples = None
     if options.samples:
-        batched = signature.max_batch_size > 0
-        samples = load_samples(options.samples, specs_from_signature(signature), batched=batched)
+        samples = load_served_samples(options.samples, signature)
     analyzer = perf_analyzer.ensure_perf_analyzer(say=say)
     protocol, _, address = url.partition("://")
     with tempfile.TemporaryDirectory(prefix="tritonsmith-bench-") as folder:

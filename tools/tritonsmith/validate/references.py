@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tritonsmith import dtypes
-from tritonsmith.artifact import Manifest
+from tritonsmith.artifact import Manifest, TensorSpec
 from tritonsmith.client import Client, Signature
 from tritonsmith.engines import ENGINES, open_session
 from tritonsmith.errors import RepositoryError, UsageError, ValidationError
@@ -130,7 +130,7 @@ def _source_reference(
 
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         arrays = {name: array.astype(wanted[name], copy=False) for name, array in inputs.items()}
-        outputs = exported.reference(_reshaped_inputs(signature, arrays))
+        outputs = exported.reference(_reshaped_inputs(signature, arrays, exported.inputs))
         return _reshaped_outputs(signature, {name: np.asarray(array) for name, array in outputs.items()})
 
     reduced = manifest is not None and manifest.precision in REDUCED_TOLERANCES
@@ -148,8 +148,10 @@ def _file_reference(repository: Path, signature: Signature, manifest: Manifest |
         precision=inference_precision(parameters),
     )
 
+    specs = () if manifest is None else manifest.inputs
+
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
-        return _reshaped_outputs(signature, session.run(_reshaped_inputs(signature, inputs)))
+        return _reshaped_outputs(signature, session.run(_reshaped_inputs(signature, inputs, specs)))
 
     precision = "fp32" if manifest is None else manifest.precision
     return Reference(name="file", run=run, tolerances=_tolerances(signature, [precision]))
@@ -206,9 +208,16 @@ def _tolerances(signature: Signature, precisions: list[str]) -> dict[str, float 
     return {name: max(exact, widest) if exact else 0.0 for name, exact in _exact(signature).items()}
 
 
-def _reshaped_inputs(signature: Signature, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """Inputs as the model file takes them: Triton's `reshape` says how, without the batch axis."""
+def _reshaped_inputs(
+    signature: Signature, inputs: Arrays, specs: tuple[TensorSpec, ...]
+) -> dict[str, NDArray[Any]]:
+    """Inputs as the model file takes them: Triton's `reshape` says how, without the batch axis.
+
+    Where there is no batch axis, Triton refuses an empty `reshape`: `specs` say what is of rank 0.
+    """
     shapes = _reshapes(signature, "input")
+    if not signature.max_batch_size:
+        shapes.update({spec.name: () for spec in specs if not spec.shape})
     lead = 1 if signature.max_batch_size else 0
     return {
         name: array.reshape(array.shape[:lead] + shapes[name]) if name in shapes else array
@@ -219,14 +228,16 @@ def _reshaped_inputs(signature: Signature, inputs: Arrays) -> dict[str, NDArray[
 def _reshaped_outputs(signature: Signature, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The model file's outputs as Triton answers them."""
     shapes = _reshapes(signature, "output")
-    served = {tensor.name: tensor.shape for tensor in signature.outputs}
     lead = 1 if signature.max_batch_size else 0
-    return {
-        name: outputs[name].reshape(outputs[name].shape[:lead] + shape[lead:])
-        if name in shapes
-        else outputs[name]
-        for name, shape in served.items()
-    }
+    answered = {}
+    for tensor in signature.outputs:
+        array = outputs[tensor.name]
+        if tensor.name in shapes:
+            array = array.reshape(array.shape[:lead] + tensor.shape[lead:])
+        elif not array.ndim:
+            array = array.reshape(1)
+        answered[tensor.name] = array
+    return answered
 
 
 def _reshapes(signature: Signature, key: str) -> dict[str, tuple[int, ...]]:

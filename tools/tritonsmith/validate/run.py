@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tritonsmith.artifact import BATCH_AXIS, Manifest, TensorSpec
+from tritonsmith.artifact import Manifest
 from tritonsmith.client import Client, Model, Signature
 from tritonsmith.errors import UsageError, ValidationError
 from tritonsmith.gate import GateReport, judge, predict
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import parse_metric
-from tritonsmith.samples import Samples, load_samples
+from tritonsmith.samples import Samples, load_served_samples
 from tritonsmith.validate.compare import compare, show
 from tritonsmith.validate.references import (
-    WIRE_NAMES,
     Arrays,
     Reference,
     Say,
@@ -172,19 +171,7 @@ def _endpoints(
 
 def _subject(signature: Signature, samples_path: Path) -> Subject:
     batched = signature.max_batch_size > 0
-    specs = tuple(
-        TensorSpec(
-            name=tensor.name,
-            dtype=WIRE_NAMES[tensor.datatype],
-            shape=tuple(
-                (BATCH_AXIS if batched and axis == 0 else f"{tensor.name}_{axis}") if size < 0 else size
-                for axis, size in enumerate(tensor.shape)
-            ),
-        )
-        for tensor in signature.inputs
-        if not tensor.optional or _holds(samples_path, tensor.name)
-    )
-    samples = load_samples(samples_path, specs, batched=batched)
+    samples = load_served_samples(samples_path, signature)
     count = min(samples.count, ONE_BY_ONE_COUNT) if batched else samples.count
     indices = np.linspace(0, samples.count - 1, count).round().astype(int)
     few = replace(
@@ -193,15 +180,6 @@ def _subject(signature: Signature, samples_path: Path) -> Subject:
     return Subject(
         signature=signature, samples=samples, few=few, few_indices=tuple(int(index) for index in indices)
     )
-
-
-def _holds(samples_path: Path, name: str) -> bool:
-    """Whether an .npz has an array for an optional input; `load_samples` says what is wrong with the file."""
-    try:
-        with np.load(samples_path, allow_pickle=False) as archive:
-            return name in archive
-    except (OSError, ValueError, EOFError):
-        return False
 
 
 def _expect(subject: Subject, reference: Reference, say: Say) -> dict[str, Arrays]:
