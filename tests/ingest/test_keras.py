@@ -147,6 +147,9 @@ def test_saved_model_becomes_the_same_onnx_model(
         assert options["policy"] == "mixed_float16, loaded in float32"
         return  # the model in memory computes in float16
     assert_computes(artifact, lambda inputs: model(inputs, training=False), arguments_of(name))
+    if name == "image_to_image":
+        parity: Any = artifact.steps[0].measured["parity"]
+        assert parity["compared"][0] == {"batch": 1, "height": 97, "width": 128}
     if name == "recurrent":
         operators = Counter(node.op_type for node in onnx.load(artifact.path).graph.node)
         assert (operators["LSTM"], operators["GRU"], operators["Loop"]) == (2, 2, 0)
@@ -163,13 +166,18 @@ def test_names_that_nobody_chose_are_the_layers_names(keras: Any, tmp_path: Path
 
 
 def test_layers_that_tf2onnx_lacks(keras: Any, tmp_path: Path) -> None:
-    """XLA compiles grouped convolutions, GELU is made of erfc and CELU of expm1, statistics are captured."""
+    """XLA compiles grouped convolutions, GELU is made of erfc and CELU of expm1, statistics are captured.
+
+    A scalar added to a convolution without bias breaks tf2onnx's removal of transposes.
+    """
     layers = keras.layers
     model = keras.Sequential(
         [
             keras.Input((6, 6, 4), name="image"),
             layers.Normalization(mean=[0.1, 0.2, 0.3, 0.4], variance=[1.0, 2.0, 3.0, 4.0]),
             layers.Conv2D(4, 3, groups=2, activation="gelu"),
+            layers.Conv2D(4, 1, use_bias=False),
+            layers.Rescaling(0.5, offset=3.0),
             layers.Conv2D(2, 3, activation="celu", name="features"),
         ]
     )
@@ -179,6 +187,21 @@ def test_layers_that_tf2onnx_lacks(keras: Any, tmp_path: Path) -> None:
 
     assert [spec.name for spec in artifact.inputs] == ["image"]
     assert_computes(artifact, model, arguments_of("image"))
+    operators = Counter(node.op_type for node in onnx.load(artifact.path).graph.node)
+    assert operators["Transpose"] <= 2  # channels first once, channels last once
+
+
+def test_images_of_odd_sizes_are_not_tried_where_the_source_refuses_them(keras: Any, tmp_path: Path) -> None:
+    image = keras.Input((None, None, 1), name="image")
+    half = keras.layers.MaxPooling2D()(image)
+    joined = keras.layers.Concatenate(name="joined")([image, keras.layers.UpSampling2D()(half)])
+    keras.Model(image, joined).save(tmp_path / "model.keras")
+
+    artifact = convert(str(tmp_path / "model.keras"), tmp_path / "model.onnx")
+
+    parity: Any = artifact.steps[0].measured["parity"]
+    assert parity["compared"][0] == {"batch": 1, "height": 96, "width": 128}
+    assert signature(artifact.outputs) == "joined: float32[batch, height, width, 2]"
 
 
 CUSTOM = """

@@ -37,8 +37,9 @@ from tritonsmith.ingest.tensorflow_export import export_flat
 from tritonsmith.ingest.tensorflow_framework import first_line, import_framework
 
 # The modules of Keras whose contents a file may name without saying where they are.
-NAMED_PARTS = tuple(
-    "layers models activations initializers regularizers constraints losses metrics ops".split()
+NAMED_PARTS = (
+    *("layers", "models", "activations", "initializers", "regularizers"),
+    *("constraints", "losses", "metrics", "ops"),
 )
 # What Keras says, as a warning, of layers that keep fresh random weights.
 LOST_WEIGHTS = ("cannot be built", "freshly", "Could not load weights", "could not be loaded")

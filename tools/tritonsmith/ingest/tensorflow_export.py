@@ -22,6 +22,16 @@ from tritonsmith.onnx_model import save_model
 Shape = tuple[int | None, ...]
 
 TOOLS = ("tensorflow", "tensorflow-cpu", "keras", "tf-keras", "tf2onnx")
+# Sizes of images and volumes that networks take, by rank, then by axis: some odd ones, since there an
+# output may be larger than its input; and none, for networks that join what they have halved five times.
+ODD_LENGTHS = {
+    4: ((97, 128, 160, 96), (128, 97, 96, 160)),
+    5: ((33, 16, 32, 16), (64, 33, 32, 32), (32, 64, 33, 32)),
+}
+EVEN_LENGTHS = {
+    4: ((96, 128, 160, 96), (128, 96, 96, 160)),
+    5: ((32, 16, 32, 16), (64, 32, 32, 32), (32, 64, 32, 32)),
+}
 # Parts of the names of operations that reach out of the graph: to files, to Python, to other machines.
 OUTSIDE = ("File", "PyFunc", "Reader", "Remote", "DebugIdentity")
 # How a SavedModel restores its own variables.
@@ -77,6 +87,7 @@ def export_flat(
         reference=_reference(tf, function),
         tools=tool_versions(*TOOLS),
         options={"opset": opset, **notes},
+        lengths=_image_lengths(tf, function),
     )
 
 
@@ -142,6 +153,45 @@ def _spec(name: str, dtype: str, shape: Shape) -> TensorSpec:
         for axis, length in enumerate(shape)
     )
     return TensorSpec(name=name, dtype=dtype, shape=tuple(axes))
+
+
+def _image_lengths(tf: Any, function: FlatFunction) -> dict[str, tuple[int, ...]]:
+    """Lengths to try for the free axes of images and volumes, by axis.
+
+    Where an image is smaller than a kernel, TensorFlow gives nothing and ONNX Runtime an error.
+    """
+    odd, even = (_lengths_of(function.inputs, table) for table in (ODD_LENGTHS, EVEN_LENGTHS))
+    if not odd:
+        return {}
+    try:
+        for draw in range(3):
+            function.call([_zeros(tf, port, odd, draw) for port in function.inputs])
+    except Exception:  # noqa: BLE001 - whatever it is, the source does not take odd sizes
+        return even
+    return odd
+
+
+def _lengths_of(
+    ports: tuple[Port, ...], table: Mapping[int, tuple[tuple[int, ...], ...]]
+) -> dict[str, tuple[int, ...]]:
+    return {
+        f"{port.name}_{axis}": table[len(port.shape)][axis - 1]
+        for port in ports
+        for axis, length in enumerate(port.shape)
+        if length is None and 0 < axis < len(port.shape) - 1 and len(port.shape) in table
+    }
+
+
+def _zeros(tf: Any, port: Port, lengths: Mapping[str, tuple[int, ...]], draw: int) -> Any:
+    shape = [
+        length
+        if length is not None
+        else lengths[name][draw]
+        if (name := f"{port.name}_{axis}") in lengths
+        else 1
+        for axis, length in enumerate(port.shape)
+    ]
+    return tf.zeros(shape, tf.as_dtype(port.dtype))
 
 
 def _reference(tf: Any, function: FlatFunction) -> Reference:
