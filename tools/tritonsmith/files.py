@@ -44,8 +44,10 @@ def write_text_atomically(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         Path(name).chmod(0o644)  # mkstemp gives 0600; a server may run as another user
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails does not say of which file
         raise
 
 
