@@ -158,3 +158,14 @@ def test_a_batch_size_for_a_model_that_cannot_batch_is_refused(rules: ModuleType
 def test_a_parameter_that_is_no_count_is_refused(rules: ModuleType, text: str) -> None:
     with pytest.raises(rules.ConfigError, match="expected a whole number"):
         rules.whole_number({"threads": text}, "threads")
+
+
+def test_accelerators_are_listed_to_be_warned_of(rules: ModuleType) -> None:
+    asked = {
+        "gpu_execution_accelerator": [{"name": "tensorrt", "parameters": {}}],
+        "cpu_execution_accelerator": [{"name": "openvino"}],
+    }
+    accelerated = config(optimization={"execution_accelerators": asked})
+    assert rules.accelerators(accelerated) == ["tensorrt", "openvino"]
+    assert rules.accelerators(config()) == []
+    assert rules.accelerators(config(optimization={"execution_accelerators": None})) == []

@@ -147,6 +147,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         config = json.loads(args["model_config"])
         engine = OnnxRuntime(_path(config, Path(args["model_repository"], args["model_version"])), config)
+        for name in model_config.accelerators(config):
+            pb_utils.Logger.log_warn(f"{config['name']}: no accelerator {name!r} here, running on the CPU")
         model_config.check(config, engine.inputs, engine.outputs)
         self._batcher = Batcher(engine, config)
 

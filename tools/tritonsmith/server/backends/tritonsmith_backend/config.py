@@ -77,6 +77,16 @@ def flag(parameters: Mapping[str, str], key: str) -> bool | None:
     return None if text is None else text in ("1", "TRUE")
 
 
+def accelerators(config: Mapping[str, Any]) -> list[str]:
+    """The execution accelerators that a configuration asks for, such as "tensorrt" on a GPU.
+
+    The native backends have them; here the model runs on the CPU as it is, with the same answers.
+    """
+    asked = (config.get("optimization") or {}).get("execution_accelerators") or {}
+    kinds = ("gpu_execution_accelerator", "cpu_execution_accelerator")
+    return [str(entry["name"]) for kind in kinds for entry in asked.get(kind) or ()]
+
+
 def complete(
     config: dict[str, Any], inputs: tuple[Port, ...], outputs: tuple[Port, ...], *, batchable: bool
 ) -> None:
