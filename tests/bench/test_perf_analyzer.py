@@ -87,7 +87,7 @@ def load(served_models: Addresses) -> Load:
         protocol="grpc",
         concurrency=2,
         batch_size=1,
-        interval_ms=200,
+        interval_ms=300,
         input_data=None,
         shapes={},
         keep_samples=True,
@@ -245,6 +245,15 @@ def test_a_model_that_refuses_is_told_with_its_reason(
     with pytest.raises(BenchError) as caught:
         perf_analyzer.run(analyzer, replace(load, model="picky", input_data=tmp_path / "inputs.json"))
     assert "below zero: -3.0" in str(caught.value.found)
+
+
+def test_a_window_that_is_too_short_is_told(analyzer: PerfAnalyzer, load: Load, tmp_path: Path) -> None:
+    """A request of a second has no place in a window of 50 ms."""
+    perf_analyzer.write_input_data({"seconds": np.array([[1.0]], np.float32)}, tmp_path / "inputs.json")
+    slow = replace(load, model="slow", input_data=tmp_path / "inputs.json", interval_ms=50)
+    with pytest.raises(BenchError) as caught:
+        perf_analyzer.run(analyzer, slow)
+    assert "--interval-ms" in str(caught.value.fix)
 
 
 def test_nothing_is_left_in_the_temporary_folder(

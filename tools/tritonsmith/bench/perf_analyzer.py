@@ -176,7 +176,14 @@ def run(perf_analyzer: PerfAnalyzer, load: Load) -> Run:
             command += ["--shape", f"{name}:{','.join(map(str, shape))}"]
         if load.keep_samples:
             command += [FLAG, str(profile)]
-        output = _run_to_end(command, perf_analyzer.environment())
+        code, output = _run_to_end(command, perf_analyzer.environment())
+        if code != 0:
+            reason = _reason(output)
+            raise BenchError(
+                f"perf_analyzer failed with exit code {code} at concurrency {load.concurrency}",
+                found=reason,
+                fix=_fix(reason, random=load.input_data is None),
+            )
         text = report.read_text(encoding="utf-8") if report.is_file() else ""
         rows = list(csv.DictReader(text.splitlines()))
         if not rows or float(rows[0]["Inferences/Second"]) <= 0:
@@ -186,7 +193,8 @@ def run(perf_analyzer: PerfAnalyzer, load: Load) -> Run:
         return Run(**values, latencies_us=latencies)
 
 
-def _run_to_end(command: list[str], environment: dict[str, str]) -> str:
+def _run_to_end(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Its exit code, and all that it printed."""
     # A session of its own: on Ctrl-C it is ended here, once, not by the terminal at the same time.
     process = subprocess.Popen(
         command,
@@ -204,13 +212,13 @@ def _run_to_end(command: list[str], environment: dict[str, str]) -> str:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    if process.returncode != 0:
-        raise BenchError(
-            f"perf_analyzer failed with exit code {process.returncode}",
-            found=_reason(output),
-            fix="real inputs help where random ones are refused: --samples X.npz",
-        )
-    return output
+    return process.returncode, output
+
+
+def _fix(reason: str, *, random: bool) -> str | None:
+    if "time window" in reason or "time interval" in reason:
+        return "give it more time: --interval-ms"
+    return "real inputs help where random ones are refused: --samples X.npz" if random else None
 
 
 def _reason(output: str) -> str:
