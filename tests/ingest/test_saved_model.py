@@ -198,6 +198,22 @@ def test_graph_that_writes_a_file_is_refused_and_not_run(tf: Any, tmp_path: Path
     assert not mark.exists()
 
 
+def test_graph_that_writes_a_file_is_refused_before_it_is_loaded(tf: Any, tmp_path: Path) -> None:
+    """Loading runs what a SavedModel holds beside its signatures, such as initializers."""
+    module = tf.Module()
+    module.serve = tf.function(lambda x: {"y": x + 1}, input_signature=[tf.TensorSpec((None,), tf.float32)])
+
+    def write() -> Any:
+        tf.io.write_file(str(tmp_path / "mark"), "ran")
+        return tf.constant(0)
+
+    module.other = tf.function(write, input_signature=[])
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.serve)
+
+    with pytest.raises(SourceError, match="reaches out of its graph"):
+        convert(str(tmp_path / "saved"), tmp_path / "model.onnx")
+
+
 def test_operation_without_a_conversion_is_named(tf: Any, tmp_path: Path) -> None:
     source = save_function(
         tf,
