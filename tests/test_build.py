@@ -106,6 +106,17 @@ def test_a_rebuild_with_nothing_changed_answers_from_the_manifest(int8: BuildReq
     assert files_below(int8.repository) == before
 
 
+@pytest.mark.parametrize("repository", ["file", "file/inside"])
+def test_a_repository_that_cannot_be_is_found_before_the_work(
+    plain: BuildRequest, tmp_path: Path, repository: str
+) -> None:
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    said: list[str] = []
+    with pytest.raises(RepositoryError, match="is a file"):
+        build(replace(plain, repository=tmp_path / repository), say=said.append)
+    assert not said
+
+
 def test_an_unchanged_build_imports_no_framework(plain: BuildRequest) -> None:
     build(plain)
     code = f"""

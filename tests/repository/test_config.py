@@ -307,3 +307,32 @@ def test_a_model_that_can_batch_gets_a_batcher(
 ) -> None:
     config = config_from_artifact(ARTIFACT, name="m", backend="onnxruntime", max_batch_size=size, extra=extra)
     assert config.WhichOneof("scheduling_choice") == scheduler
+
+
+SEQUENCE = artifact_of(
+    [
+        tensor("x", "float32", "batch", 1),
+        tensor("START", "float32", "batch", 1),
+        tensor("old", "int64", "batch", 1),
+    ],
+    [tensor("y", "float32", "batch", 1), tensor("new", "int64", "batch", 1)],
+)
+START = {"name": "START", "control": [{"kind": "CONTROL_SEQUENCE_START", "fp32_false_true": [0, 1]}]}
+STATE = {"input_name": "old", "output_name": "new", "data_type": "TYPE_INT64", "dims": [1]}
+
+
+def test_clients_do_not_see_what_triton_fills_in_a_sequence() -> None:
+    extra = {"sequence_batching": {"control_input": [START], "state": [STATE], "direct": {}}}
+    config = config_from_artifact(SEQUENCE, name="m", backend="onnxruntime", extra=extra)
+    assert [entry.name for entry in config.input] == ["x"]
+    assert [entry.name for entry in config.output] == ["y"]
+
+
+@pytest.mark.parametrize(
+    "sequence",
+    [{"control_input": [{**START, "name": "BEGIN"}]}, {"state": [{**STATE, "input_name": "x_old"}]}],
+)
+def test_a_sequence_tensor_that_the_model_lacks(sequence: dict[str, Any]) -> None:
+    extra = {"sequence_batching": sequence}
+    with pytest.raises(RecipeError, match=r"sequence_batching\.(control_input|state) names"):
+        config_from_artifact(SEQUENCE, name="m", backend="onnxruntime", extra=extra)

@@ -290,6 +290,15 @@ def test_a_changed_ensemble_is_a_new_version(repository: Path) -> None:
     assert publish_ensemble(request(repository, outputs=("label", "confidence", "scores"))).version == 2
 
 
+def test_other_labels_are_a_new_version(repository: Path) -> None:
+    labels = repository.parent / "labels.txt"
+    wanted = request(repository, labels={"label": labels})
+    for text, version in (("a\n", 1), ("a\n", 1), ("b\n", 2)):
+        labels.write_text(text, encoding="utf-8")
+        assert publish_ensemble(wanted).version == version
+        assert (repository / wanted.name / "labels.txt").read_text(encoding="utf-8") == text
+
+
 def test_a_step_that_was_never_built(repository: Path) -> None:
     (repository / "decode" / "1" / "model.py").unlink()
     with pytest.raises(EnsembleError, match="'decode' has no published version"):

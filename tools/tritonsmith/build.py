@@ -17,7 +17,7 @@ from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
 from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, load_recipe
 from tritonsmith.repository.config import check_config_table
-from tritonsmith.repository.entry import Entry, find_entry, publish
+from tritonsmith.repository.entry import Entry, check_repository, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def check_request(request: BuildRequest) -> None:
     """Raise for what is wrong whatever the model is, before anything long begins."""
     check_name(request.name)
     check_version(request.version)
+    check_repository(request.repository)
     check_config_table(request.config)
     if request.precision not in PRECISIONS:
         raise UsageError(f"no precision is named {request.precision!r}", expected=", ".join(PRECISIONS))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tritonsmith.validate import ValidationReport
 
 
+SERVER_SPLIT = ("queue_us", "compute_input_us", "compute_infer_us", "compute_output_us")
 PERCENTILES = (50, 90, 95, 99)
 CANDIDATE_COLUMNS = ("", "candidate", "size", "metric", "drop", "95 % interval", "speed", "note")
 
@@ -51,7 +52,6 @@ def print_server(server: Server) -> None:
 def print_bench(result: BenchResult) -> None:
     rows = []
     for level in result.levels:
-        compute = sum(level.split_us[f"compute_{part}_us"] for part in ("input", "infer", "output"))
         rows.append(
             (
                 level.concurrency,
@@ -60,8 +60,7 @@ def print_bench(result: BenchResult) -> None:
                     f"{value / 1000:.2f}"
                     for value in (level.p50_us, level.p90_us, level.p95_us, level.p99_us)
                 ),
-                f"{level.split_us['queue_us'] / 1000:.2f}",
-                f"{compute / 1000:.2f}",
+                *(f"{level.split_us[part] / 1000:.2f}" for part in SERVER_SPLIT),
                 f"unstable: {level.unstable}" if level.unstable else "",
             )
         )
@@ -70,13 +69,14 @@ def print_bench(result: BenchResult) -> None:
             "concurrency",
             "inferences/s",
             *(f"p{percentile} ms" for percentile in PERCENTILES),
-            "queue ms",
-            "compute ms",
+            *(f"{part.removeprefix('compute_').removesuffix('_us')} ms" for part in SERVER_SPLIT),
             "note",
         ),
         rows,
         title=f"{result.model} over {result.protocol}, batch {result.batch_size}, {result.inputs}",
     )
+    for note in result.notes:
+        print_line(f"note: {note}")
     print_line(f"{result.machine['cpu']}, {result.machine['cpu_count']} cores")
 
 

@@ -117,8 +117,11 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 raise SamplesError(f"{path} is a single array", expected="an .npz with one array per input")
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+        pickled = isinstance(error, ValueError) and "pickle" in str(error)
         raise SamplesError(
-            f"{path} cannot be read as .npz", found=error, expected="arrays of numbers or of S/U strings"
+            f"{path} cannot be read as .npz",
+            found="pickled data, which is never loaded, or no .npz at all" if pickled else error,
+            expected="arrays of numbers or of S/U strings",
         ) from error
 
 

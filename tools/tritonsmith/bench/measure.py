@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -82,6 +82,7 @@ class BenchResult:
     perf_analyzer: str
     machine: Mapping[str, Json]
     levels: tuple[Level, ...]
+    notes: tuple[str, ...] = ()
 
     def best(self) -> Level:
         return max(self.levels, key=lambda level: level.throughput_per_s)
@@ -184,7 +185,15 @@ def bench(
         perf_analyzer=analyzer.origin,
         machine=describe_machine(),
         levels=tuple(summarize(level, runs[level]) for level in options.concurrency),
+        notes=tuple(_notes(signature, samples)),
     )
+
+
+def _notes(signature: Signature, samples: Samples | None) -> Iterator[str]:
+    if signature.config.get("response_cache", {}).get("enable"):
+        yield "the model has a response cache: repeated inputs are answered from it, not computed"
+    if samples is None:
+        yield "random inputs: real ones (--samples) may be faster or slower"
 
 
 def _run_rounds(

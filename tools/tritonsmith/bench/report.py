@@ -170,6 +170,7 @@ def _bench_section(result: BenchResult) -> list[str]:
     parts.append(_table(columns, rows))
     drawn = (plots.plot_throughput(result), plots.plot_latency(result), plots.plot_split(result))
     parts.append(f'<div class="plots">{"".join(drawn)}</div>')
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in result.notes]
     if any(level.unstable for level in result.levels):
         parts.append('<p class="soft">* the rounds differ by more than 10 %</p>')
     return parts

@@ -85,6 +85,7 @@ def config_from_artifact(
     if size > 1 and not SCHEDULERS & set(extra):
         config.dynamic_batching.SetInParent()  # as Triton itself completes a configuration
     fill_config(config, extra)
+    _leave_sequence_tensors_to_triton(config)
     if warmup is not None:
         config.model_warmup.extend(warmup.entries)
     check_rules(config)
@@ -168,6 +169,22 @@ def config_from_text(text: str, *, place: str = "config.pbtxt") -> model_config_
         raise RepositoryError(
             f"{place} cannot be read", found=error, expected="Triton's ModelConfig in protobuf text format"
         ) from error
+
+
+def _leave_sequence_tensors_to_triton(config: model_config_pb2.ModelConfig) -> None:
+    """Triton fills a sequence's controls and carries its states: clients neither send nor get them."""
+    batching = config.sequence_batching
+    places = [("control_input", control.name, config.input) for control in batching.control_input]
+    for state in batching.state:
+        places += [("state", state.input_name, config.input), ("state", state.output_name, config.output)]
+    for field, name, tensors in places:
+        index = next((index for index, tensor in enumerate(tensors) if tensor.name == name), None)
+        if index is None:
+            raise RecipeError(
+                f"config.sequence_batching.{field} names {name!r}, which the model has not",
+                found=f"{', '.join(tensor.name for tensor in tensors)} left of the model's own",
+            )
+        del tensors[index]
 
 
 def _batch_size(artifact: Artifact, name: str, wanted: int | None) -> int:

@@ -58,7 +58,8 @@ def publish_ensemble(request: EnsembleRequest, *, say: Callable[[str], None] = l
                 fix="build that model first",
             )
     inputs, outputs, batched = specs_from_config(config)
-    fingerprint = hashlib.sha256(text_from_config(config).encode()).hexdigest()
+    labels = labels_from_files(request.labels, outputs).files
+    fingerprint = _fingerprint(config, labels)
     found = find_entry(request.repository, request.name, fingerprint, request.version)
     if found is not None and not request.force:
         say(f"{request.name}: version {found.version} is up to date")
@@ -87,8 +88,16 @@ def publish_ensemble(request: EnsembleRequest, *, say: Callable[[str], None] = l
         manifest=manifest,
         version=request.version,
         force=request.force,
-        labels=labels_from_files(request.labels, outputs).files,
+        labels=labels,
     )
+
+
+def _fingerprint(config: model_config_pb2.ModelConfig, labels: Mapping[str, Path]) -> str:
+    """Of all that an ensemble is: its configuration, and what its label files hold."""
+    digest = hashlib.sha256(text_from_config(config).encode())
+    for name, path in sorted(labels.items()):
+        digest.update(f"\0{name}\0{sha256_of(path)}".encode())
+    return digest.hexdigest()
 
 
 def config_from_steps(request: EnsembleRequest) -> model_config_pb2.ModelConfig:

@@ -155,6 +155,15 @@ def _failures_named(repository: Path, name: str) -> Iterator[None]:
         ) from error
 
 
+def check_repository(repository: Path) -> None:
+    """Raise RepositoryError for a folder that nothing can be published into, before any long work."""
+    existing = next(path for path in (repository.absolute(), *repository.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise RepositoryError(f"{existing} is a file", expected="a folder, or a path where none is yet")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RepositoryError(f"{existing} cannot be written", fix="choose another --repository")
+
+
 def _make_repository(repository: Path) -> None:
     if repository.exists() and not repository.is_dir():
         raise RepositoryError(f"{repository} is a file", expected="a folder, or a path where none is yet")

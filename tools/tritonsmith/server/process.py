@@ -1,7 +1,7 @@
 """Serving a repository on the embedded Triton.
 
-with serve(Path("model_repository"), ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
-    Client(server.http_url)("digits", image=...)
+with serve(Path("model_repository")) as server, Client(server.http_url) as client:
+    client.model("digits")(pixels=images)["probabilities"]
 """
 
 from __future__ import annotations
