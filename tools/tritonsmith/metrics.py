@@ -17,17 +17,15 @@ labels. `cosine` and `max-abs-error` take all outputs of numbers, and the worst 
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tritonsmith.errors import SamplesError, UsageError
+from tritonsmith.user_code import import_user_module
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]  # each [N, ...]
@@ -346,17 +344,7 @@ def _import_function(text: str) -> Callable[[Outputs, Array | None], Any]:
     module_name, _, attribute = text.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise UsageError(f"no metric is named {text!r}", expected="package.module:function")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the user's own code may raise anything
-        raise UsageError(
-            f"the metric's module {module_name} cannot be imported",
-            found=f"{type(error).__name__}: {error}",
-            fix=f"run from the folder that holds it ({folder} was searched), or add it to PYTHONPATH",
-        ) from error
+    module = import_user_module(module_name, f"metric {text}", UsageError)
     function = getattr(module, attribute, None)
     if not callable(function):
         raise UsageError(f"{module_name} has no function {attribute!r}")

@@ -10,9 +10,7 @@ Files of Keras 2 are read by tf_keras, which is Keras 2, unless the custom objec
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -35,6 +33,7 @@ from tritonsmith.ingest.keras_signature import flat_function_of
 from tritonsmith.ingest.source import ConvertOptions, Exported
 from tritonsmith.ingest.tensorflow_export import export_flat
 from tritonsmith.ingest.tensorflow_framework import first_line, import_framework
+from tritonsmith.user_code import import_user_module
 
 # The modules of Keras whose contents a file may name without saying where they are.
 NAMED_PARTS = (
@@ -88,19 +87,7 @@ def _import_custom_objects(name: str | None) -> Mapping[str, Any]:
     """The public classes and functions of a module, by name; importing it may register more."""
     if name is None:
         return {}
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(name)
-    except Exception as error:
-        raise UsageError(
-            f"--custom-objects {name}: the module cannot be imported",
-            found=first_line(error),
-            expected="package.module, as in `import package.module`",
-            fix=f"run from the folder that holds it ({folder} was searched), or add it to PYTHONPATH",
-        ) from error
+    module = import_user_module(name, f"--custom-objects {name}", UsageError)
     return {
         key: value
         for key, value in vars(module).items()

@@ -5,9 +5,7 @@ It is named on purpose, so it is imported and called; the current folder is sear
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from tritonsmith.errors import SourceError
 from tritonsmith.ingest.source import Exported
 from tritonsmith.ingest.torch_example import ExampleInputs, cast_to_float32, value_ranges
 from tritonsmith.ingest.torch_export import export_module, reason_of
+from tritonsmith.user_code import import_user_module
 
 if TYPE_CHECKING:
     import torch
@@ -80,23 +79,7 @@ def _find_factory(source: str) -> Any:
     module_name, _, attribute = source.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise SourceError(f"{source!r} names no factory", expected=FACTORY)
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        importlib.invalidate_caches()
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name == missing or module_name.startswith(missing + "."):
-            raise SourceError(
-                f"no Python module is named {missing!r}",
-                expected=FACTORY,
-                fix=f"run from the folder that holds it ({folder} was searched), or add it to PYTHONPATH",
-            ) from error
-        raise SourceError(f"{module_name} cannot be imported", found=reason_of(error)) from error
-    except Exception as error:
-        raise SourceError(f"{module_name} cannot be imported", found=reason_of(error)) from error
+    module = import_user_module(module_name, f"source {source}", SourceError)
     factory = getattr(module, attribute, None)
     if not callable(factory):
         names = sorted(
