@@ -15,9 +15,11 @@ import pytest
 
 from onnx_models import identity_model, linear_model, linear_weights, model_from_text, write_model
 from tritonsmith.artifact import Manifest
+from tritonsmith.build import build
 from tritonsmith.client import Client
 from tritonsmith.errors import RepositoryError, SamplesError, UsageError, ValidationError
 from tritonsmith.manifest import text_from_manifest
+from tritonsmith.recipe import BuildRequest
 from tritonsmith.server.options import ServerOptions
 from tritonsmith.server.process import serve
 from tritonsmith.validate import ValidationReport, validate
@@ -432,3 +434,22 @@ def test_everything_else_must_be_equal() -> None:
     assert not compare("y", np.array([True]), np.array([False]), 0.0).passed
     with pytest.raises(ValidationError, match="cannot be compared"):
         compare("y", np.zeros((2, 1)), np.zeros(2), 0.0)
+
+
+def test_a_model_served_in_sequences_is_said_to_be_one(tmp_path: Path) -> None:
+    text = "g (float[batch, 1] x, float[batch, 1] START) => (float[batch, 1] y) { y = Add(x, START) }"
+    write_model(tmp_path / "model.onnx", model_from_text(text))
+    control = {
+        "name": "START",
+        "control": [{"kind": "CONTROL_SEQUENCE_START", "fp32_false_true": [0, 1]}],
+    }
+    request = BuildRequest(
+        name="steps",
+        source=str(tmp_path / "model.onnx"),
+        repository=tmp_path / "repository",
+        config={"sequence_batching": {"control_input": [control]}},
+    )
+    build(request)
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 1), np.float32))
+    with pytest.raises(ValidationError, match="served in sequences"):
+        validate(tmp_path / "repository", "steps", tmp_path / "x.npz")

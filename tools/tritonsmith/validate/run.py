@@ -170,6 +170,12 @@ def _endpoints(
 
 
 def _subject(signature: Signature, samples_path: Path) -> Subject:
+    if "sequence_batching" in signature.config:
+        raise ValidationError(
+            f"{signature.model!r} is served in sequences, where an answer depends on the requests before it",
+            expected="a model whose requests stand alone",
+            fix="validate the same file under a name of its own, without sequence_batching",
+        )
     batched = signature.max_batch_size > 0
     samples = load_served_samples(samples_path, signature)
     count = min(samples.count, ONE_BY_ONE_COUNT) if batched else samples.count
