@@ -232,7 +232,7 @@ GOAL = Goal(
 def test_int8_that_is_slower_than_fp32_is_not_chosen_under_auto() -> None:
     rows = choose([candidate("fp32", 100, None), candidate("int8-static", 25, 0.8)], GOAL)
     assert [row.chosen for row in rows] == [True, False]
-    assert rows[1].refusal == "slower than FP32 here: 0.80 times its speed (0.75 to 0.85)"
+    assert rows[1].refusal == "slower than FP32 on this machine: 0.80 times its speed (0.75 to 0.85)"
 
 
 def test_auto_takes_the_largest_product_of_speed_and_size() -> None:

@@ -96,7 +96,7 @@ def test_a_damaged_file_is_said_to_be_one(tmp_path: Path, content: bytes) -> Non
 def test_a_single_array_is_no_npz(tmp_path: Path) -> None:
     path = tmp_path / "samples.npy"
     np.save(path, np.ones(3))
-    with pytest.raises(SamplesError, match="is a single array"):
+    with pytest.raises(SamplesError, match="found: a single array"):
         load_samples(path, (X,))
 
 

@@ -80,7 +80,8 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def load(served_models: Addresses) -> Load:
+def load(served_models: Addresses, tmp_path: Path) -> Load:
+    perf_analyzer.write_input_data({"x": np.ones((2, 3), np.float32)}, tmp_path / "ones.json")
     return Load(
         model="affine",
         url=served_models.grpc.partition("://")[2],
@@ -88,8 +89,7 @@ def load(served_models: Addresses) -> Load:
         concurrency=2,
         batch_size=1,
         interval_ms=300,
-        input_data=None,
-        shapes={},
+        input_data=tmp_path / "ones.json",
         keep_samples=True,
     )
 
@@ -224,14 +224,6 @@ def test_a_batch_counts_as_its_samples(analyzer: PerfAnalyzer, load: Load) -> No
     assert run.throughput_per_s * mean_s == pytest.approx(4, rel=0.3)
 
 
-def test_free_axes_need_the_shape_that_is_given(analyzer: PerfAnalyzer, load: Load) -> None:
-    columns = replace(load, model="columns")
-    with pytest.raises(BenchError, match="perf_analyzer failed") as caught:
-        perf_analyzer.run(analyzer, columns)
-    assert "shape" in str(caught.value.found)
-    assert perf_analyzer.run(analyzer, replace(columns, shapes={"x": (5, 3)})).throughput_per_s > 0
-
-
 def test_latencies_are_left_out_where_they_would_be_too_much(analyzer: PerfAnalyzer, load: Load) -> None:
     run = perf_analyzer.run(analyzer, replace(load, keep_samples=False))
     assert run.latencies_us == ()
@@ -263,4 +255,4 @@ def test_nothing_is_left_in_the_temporary_folder(
     perf_analyzer.run(analyzer, load)
     with pytest.raises(BenchError):
         perf_analyzer.run(analyzer, replace(load, model="no_such_model"))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["ones.json"]  # the inputs, made by the fixture

@@ -56,6 +56,13 @@ def test_a_new_build_is_a_new_version_and_the_old_stays(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.joinpath("a folder").iterdir()) == ["models"]
 
 
+def test_equal_builds_at_the_same_time_are_one_version(tmp_path: Path) -> None:
+    """Both looked, found nothing, and built: the second to publish finds the work done."""
+    first = publish_payload(tmp_path / "models", "one")
+    assert publish_payload(tmp_path / "models", "one") == first
+    assert publish_payload(tmp_path / "models", "one", version=5).version == 5
+
+
 def test_a_published_version_is_replaced_by_force_alone(tmp_path: Path) -> None:
     publish_payload(tmp_path / "models", "one")
     before = snapshot(tmp_path / "models")

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from tritonsmith.artifact import Artifact, Json, Manifest
 from tritonsmith.compress.arithmetic import detect_arithmetic
-from tritonsmith.errors import MissingExtraError, RepositoryError, UsageError
+from tritonsmith.errors import MissingExtraError, RecipeError, RepositoryError, UsageError
 from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
-from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, load_recipe
+from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, Recipe, load_recipe
 from tritonsmith.repository.config import check_config_table
 from tritonsmith.repository.entry import Entry, check_repository, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
+from tritonsmith.samples import check_npz
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2
@@ -109,14 +110,23 @@ def build_recipe(
     say: Say = lambda _: None,
 ) -> tuple[BuildReport, ...]:
     """Build every model of a recipe, then its ensembles, in the order in which they are written."""
+    recipe = load_recipe(path, repository=repository, force=force, allow_code=allow_code)
+    try:
+        return _build_all(recipe, force=force, say=say)
+    except RecipeError as error:  # one that only the model itself shows
+        raise RecipeError(
+            f"{path}: {error.what}", found=error.found, expected=error.expected, fix=error.fix
+        ) from error
+
+
+def _build_all(recipe: Recipe, *, force: bool, say: Say) -> tuple[BuildReport, ...]:
     from tritonsmith.repository.ensemble import publish_ensemble
 
-    recipe = load_recipe(path, repository=repository, force=force, allow_code=allow_code)
     reports = [build(request, say=say) for request in recipe.builds]
     for ensemble in recipe.ensembles:
         say(f"publishing the ensemble {ensemble.name}")
         began_s = time.perf_counter()
-        before = versions_of(repository / ensemble.name)
+        before = versions_of(ensemble.repository / ensemble.name)
         entry = publish_ensemble(ensemble, say=say)
         unchanged = entry.version in before and not force
         reports.append(
@@ -130,6 +140,9 @@ def check_request(request: BuildRequest) -> None:
     check_name(request.name)
     check_version(request.version)
     check_repository(request.repository)
+    for samples in (request.calibration, request.evaluation):
+        if samples is not None:
+            check_npz(samples)
     check_config_table(request.config)
     if request.precision not in PRECISIONS:
         raise UsageError(f"no precision is named {request.precision!r}", expected=", ".join(PRECISIONS))

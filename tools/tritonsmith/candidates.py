@@ -266,7 +266,7 @@ def _timed(candidate: Candidate, baseline: Candidate, goal: Goal, say: Say) -> C
     say(f"{candidate.name} runs at {speed.ratio:.2f} times the speed of fp32")
     notes = candidate.notes
     if speed.slower:
-        notes = (*notes, f"slower than FP32 on this machine: {_speed_text(speed)}")
+        notes = (*notes, _slower_text(speed))
     return replace(candidate, speed=speed, notes=notes)
 
 
@@ -280,8 +280,14 @@ def _noted_if_larger(candidate: Candidate, baseline: Candidate) -> Candidate:
 
 def _out_if_slower(candidate: Candidate) -> Candidate:
     if candidate.refusal is None and candidate.speed is not None and candidate.speed.slower:
-        return replace(candidate, refusal=f"slower than FP32 here: {_speed_text(candidate.speed)}")
+        refusal = _slower_text(candidate.speed)
+        notes = tuple(note for note in candidate.notes if note != refusal)
+        return replace(candidate, refusal=refusal, notes=notes)
     return candidate
+
+
+def _slower_text(speed: SpeedRatio) -> str:
+    return f"slower than FP32 on this machine: {_speed_text(speed)}"
 
 
 def _speed_text(speed: SpeedRatio) -> str:

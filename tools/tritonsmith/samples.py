@@ -106,21 +106,30 @@ def _with_unit_axis(array: NDArray[Any], spec: TensorSpec, *, batched: bool) -> 
     return array[:, None] if sample == (1,) and array.ndim == 1 else array
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def check_npz(path: Path) -> None:
+    """Raise SamplesError for what is no .npz at all, at a glance and before any long work."""
     if not path.is_file():
         raise SamplesError(f"{path} is no file", expected="an .npz of samples")
+    if not zipfile.is_zipfile(path):
+        raise SamplesError(
+            f"{path} cannot be read as .npz",
+            found="a single array" if path.suffix == ".npy" else "another kind of file, or one cut off",
+            expected="what numpy.savez writes: arrays of numbers or of S/U strings",
+        )
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    check_npz(path)
     try:
         # Opened here: numpy leaves its own stream open where the zip is damaged.
         with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise SamplesError(f"{path} is a single array", expected="an .npz with one array per input")
             return {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
-        pickled = isinstance(error, ValueError) and "pickle" in str(error)
+        pickled = "pickle" in str(error)
         raise SamplesError(
             f"{path} cannot be read as .npz",
-            found="pickled data, which is never loaded, or no .npz at all" if pickled else error,
+            found="pickled objects, which are never loaded" if pickled else error,
             expected="arrays of numbers or of S/U strings",
         ) from error
 

@@ -9,14 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tritonsmith import dtypes
 from tritonsmith.artifact import Json
 from tritonsmith.bench import perf_analyzer
 from tritonsmith.bench.machine import describe_machine
 from tritonsmith.client import Client, Signature
 from tritonsmith.console import Say
+from tritonsmith.engines import Arrays
 from tritonsmith.errors import UsageError
 from tritonsmith.samples import Samples, load_served_samples
 
@@ -25,6 +29,7 @@ STABILITY = 0.10
 MAX_SAMPLES = 256  # that perf_analyzer cycles through; more only slows its start
 MIN_INTERVAL_MS = 50  # below, a window holds too few requests
 FREE_AXIS = 16  # length of a free axis in random inputs
+SEEDED_COUNT = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +161,7 @@ def bench(
     samples = None
     if options.samples:
         samples = load_served_samples(options.samples, signature)
+    arrays = samples.arrays if samples else _seeded_inputs(signature)
     analyzer = perf_analyzer.ensure_perf_analyzer(say=say)
     protocol, _, address = url.partition("://")
     with tempfile.TemporaryDirectory(prefix="tritonsmith-bench-") as folder:
@@ -166,9 +172,8 @@ def bench(
             concurrency=1,
             batch_size=options.batch_size,
             interval_ms=options.interval_ms,
-            input_data=_write_samples(samples, Path(folder)) if samples else None,
-            shapes={} if samples else _random_shapes(signature),
-            keep_samples=_values_per_request(signature, samples) * options.batch_size
+            input_data=_write_inputs(arrays, Path(folder)),
+            keep_samples=_values_per_request(signature, arrays) * options.batch_size
             <= perf_analyzer.PROFILE_VALUES_PER_REQUEST,
         )
         runs = _run_rounds(analyzer, load, options, say)
@@ -193,7 +198,7 @@ def _notes(signature: Signature, samples: Samples | None) -> Iterator[str]:
     if signature.config.get("response_cache", {}).get("enable"):
         yield "the model has a response cache: repeated inputs are answered from it, not computed"
     if samples is None:
-        yield "random inputs: real ones (--samples) may be faster or slower"
+        yield "random inputs: real ones, from --samples X.npz, may be faster or slower"
 
 
 def _run_rounds(
@@ -249,29 +254,38 @@ def _check_batch_size(batch_size: int, signature: Signature) -> None:
         )
 
 
-def _write_samples(samples: Samples, folder: Path) -> Path:
+def _write_inputs(arrays: Arrays, folder: Path) -> Path:
     path = folder / "inputs.json"
-    arrays = {name: array[:MAX_SAMPLES] for name, array in samples.arrays.items()}
-    perf_analyzer.write_input_data(arrays, path)
+    perf_analyzer.write_input_data({name: array[:MAX_SAMPLES] for name, array in arrays.items()}, path)
     return path
 
 
-def _random_shapes(signature: Signature) -> dict[str, tuple[int, ...]]:
-    """perf_analyzer wants a shape, without the batch axis, for every input with a free axis."""
+def _seeded_inputs(signature: Signature) -> Arrays:
+    """Random inputs, the same every time: numbers in 0..1, whole numbers in 0..9, short strings.
+
+    perf_analyzer's own random inputs are not used: it breaks its profile over models without a batch axis.
+    """
+    random = np.random.default_rng(0)
     skip = 1 if signature.max_batch_size > 0 else 0
-    shapes = {tensor.name: tensor.shape[skip:] for tensor in signature.inputs}
-    return {
-        name: tuple(FREE_AXIS if axis < 0 else axis for axis in shape)
-        for name, shape in shapes.items()
-        if min(shape, default=0) < 0
-    }
+    arrays: dict[str, NDArray[Any]] = {}
+    for tensor in signature.inputs:
+        shape = (SEEDED_COUNT, *(FREE_AXIS if axis < 0 else axis for axis in tensor.shape[skip:]))
+        dtype = dtypes.BY_WIRE[tensor.datatype]
+        if dtype.name == "string":
+            arrays[tensor.name] = random.integers(0, 10, shape).astype("S").astype(object)
+        elif dtype.name.startswith(("int", "uint")):
+            arrays[tensor.name] = random.integers(0, 10, shape).astype(dtype.numpy)
+        elif dtype.name == "bool":
+            arrays[tensor.name] = random.random(shape) < 0.5
+        else:
+            arrays[tensor.name] = random.random(shape).astype(dtype.numpy)
+    return arrays
 
 
-def _values_per_request(signature: Signature, samples: Samples | None) -> int:
+def _values_per_request(signature: Signature, arrays: Arrays) -> int:
     """About how many numbers one request of one sample carries in and out."""
     skip = 1 if signature.max_batch_size > 0 else 0
-    tensors = signature.outputs if samples else signature.inputs + signature.outputs
-    total = sum(array[0].size for array in samples.arrays.values()) if samples else 0
-    for tensor in tensors:
+    total = sum(np.asarray(array[0]).size for array in arrays.values())
+    for tensor in signature.outputs:
         total += math.prod(FREE_AXIS if axis < 0 else axis for axis in tensor.shape[skip:])
     return total

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ LENT_LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d*", "libcudart.so.12": "libcuda
 # It writes every input and output of every request into the profile; past this the file is not asked for.
 PROFILE_VALUES_PER_REQUEST = 20_000
 WINDOWS = 3  # what perf_analyzer measures before it looks at stability
+MOST_WINDOWS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +60,7 @@ class Load:
     concurrency: int
     batch_size: int
     interval_ms: int  # of one of WINDOWS windows
-    input_data: Path | None  # None: perf_analyzer's own random data
-    shapes: Mapping[str, Sequence[int]]  # of inputs with free axes, for random data
+    input_data: Path  # as write_input_data makes it
     keep_samples: bool
 
 
@@ -167,13 +167,11 @@ def run(perf_analyzer: PerfAnalyzer, load: Load) -> Run:
             str(perf_analyzer.path), "-m", load.model, "-i", load.protocol, "-u", load.url,
             "--concurrency-range", str(load.concurrency), "-b", str(load.batch_size),
             "--measurement-interval", str(load.interval_ms),
-            # Stability is judged over rounds, in measure.py: here each run takes WINDOWS windows.
-            "--stability-percentage", "999", "--max-trials", str(WINDOWS), "-f", str(report),
+            # Stability is judged over rounds, in measure.py: WINDOWS windows in a row that hold a
+            # request each are enough here.
+            "--stability-percentage", "999", "--max-trials", str(MOST_WINDOWS), "-f", str(report),
+            "--input-data", str(load.input_data),
         ]  # fmt: skip
-        if load.input_data:
-            command += ["--input-data", str(load.input_data)]
-        for name, shape in load.shapes.items():
-            command += ["--shape", f"{name}:{','.join(map(str, shape))}"]
         if load.keep_samples:
             command += [FLAG, str(profile)]
         code, output = _run_to_end(command, perf_analyzer.environment())
@@ -182,7 +180,7 @@ def run(perf_analyzer: PerfAnalyzer, load: Load) -> Run:
             raise BenchError(
                 f"perf_analyzer failed with exit code {code} at concurrency {load.concurrency}",
                 found=reason,
-                fix=_fix(reason, random=load.input_data is None),
+                fix=_fix(reason),
             )
         text = report.read_text(encoding="utf-8") if report.is_file() else ""
         rows = list(csv.DictReader(text.splitlines()))
@@ -215,10 +213,10 @@ def _run_to_end(command: list[str], environment: dict[str, str]) -> tuple[int, s
     return process.returncode, output
 
 
-def _fix(reason: str, *, random: bool) -> str | None:
-    if "time window" in reason or "time interval" in reason:
+def _fix(reason: str) -> str | None:
+    if any(text in reason for text in ("time window", "time interval", "stable measurement")):
         return "give it more time: --interval-ms"
-    return "real inputs help where random ones are refused: --samples X.npz" if random else None
+    return None
 
 
 def _reason(output: str) -> str:

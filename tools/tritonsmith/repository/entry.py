@@ -59,7 +59,8 @@ def publish(
     `manifest` is completed here: its `name`, `version`, `files` and `model_files` are set to what was
     published. `version` None is the next free one, or the newest with `force`, which then replaces it.
     `labels` maps a file name in the model's folder to the file to copy there; `warmup` maps a file name
-    in `<model>/warmup/` to its content. What else the model's folder holds stays as it is.
+    in `<model>/warmup/` to its content. What else the model's folder holds stays as it is. A version with
+    the fingerprint of `manifest` that is already there is returned as it is, without `force`.
 
     Raises:
         RepositoryError: a bad name or version, a version that exists (without `force`), a model of
@@ -75,6 +76,9 @@ def publish(
         with locked(repository):
             clean_up(repository)
             folder = repository / config.name
+            twin = None if force else find_entry(repository, config.name, manifest.fingerprint, version)
+            if twin is not None:
+                return twin  # an equal build was faster
             _check_folder(folder, config, force=force)
             chosen = _choose_version(folder, version, force=force)
             _check_version_policy(config, {*versions_of(folder), chosen})

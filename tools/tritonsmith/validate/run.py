@@ -19,7 +19,7 @@ from tritonsmith.errors import UsageError, ValidationError
 from tritonsmith.gate import GateReport, judge, predict
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import parse_metric
-from tritonsmith.samples import Samples, load_served_samples
+from tritonsmith.samples import Samples, check_npz, load_served_samples
 from tritonsmith.validate.compare import compare, show
 from tritonsmith.validate.references import (
     Arrays,
@@ -106,6 +106,7 @@ def validate(
         SamplesError: samples that do not fit the served model or the metric.
         UsageError, SourceError, RepositoryError, ServerError, ClientError: as their names say.
     """
+    check_npz(samples_path)
     version = published_version(repository, name)
     manifest = published_manifest(repository, name)
     with ExitStack() as stack:
@@ -356,7 +357,8 @@ def _notes(
     if subject.few.count == 1:
         yield "with one sample, no requests can be mixed"
     for protocol in clients:
-        if subject.batched and not any(item.mixed for item in mixing if item.protocol == protocol):
+        executed = [item for item in mixing if item.protocol == protocol and item.executions_count]
+        if subject.batched and executed and not any(item.mixed for item in executed):
             yield f"over {protocol}, the server executed each concurrent request by itself: nothing was mixed"
     recorded = any(check.tolerance is None for check in checks)
     if recorded and (metric is None or metric.max_drop is None):
