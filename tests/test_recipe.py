@@ -158,6 +158,21 @@ def test_a_recipe_runs_no_code_by_itself(tmp_path: Path, text: str, place: str) 
     assert "package.module" in f"{build.source} {build.convert.custom_objects} {build.metric}"
 
 
+@pytest.mark.parametrize("source", ["./module:factory", "folder/../module:factory"])
+def test_a_path_that_reads_as_a_factory_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    write(tmp_path, MODEL.replace("b.h5", source))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="--allow-code"):
+        load_recipe(Path("recipe.toml"), repository=Path("models"))
+
+
+def test_an_output_with_a_colon_is_no_code(tmp_path: Path) -> None:
+    path = write(tmp_path, MODEL + '[accuracy]\nmetric = "accuracy@output:0"\n')
+    assert load_recipe(path, repository=Path("models")).builds[0].metric == "accuracy@output:0"
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path / "absent.toml", repository=Path("models"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tritonsmith.manifest import text_from_manifest
 from tritonsmith.recipe import BuildRequest
 from tritonsmith.server.options import ServerOptions
 from tritonsmith.server.process import serve
-from tritonsmith.validate import ValidationReport, validate
+from tritonsmith.validate import Check, ValidationReport, validate
 from tritonsmith.validate.compare import compare
 
 LINEAR = """
@@ -397,6 +397,20 @@ def test_wrong_names_samples_and_budgets(
         check(served, "linear", write_samples(tmp_path, features=features), max_drop=0.1)
 
 
+def test_what_is_wrong_with_a_metric_is_told_before_a_server_starts(tmp_path: Path, samples: Path) -> None:
+    folder = tmp_path / "repository" / "m" / "1"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.pbtxt").write_text('name: "m"')
+    gate = {"metric": "planted:score", "max_drop": 0.0}
+    text = text_from_manifest(replace(manifest("m", "int8", 0.0), gate=gate))
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(UsageError, match="names Python code") as error:
+        validate(tmp_path / "repository", "m", samples)
+    assert "--allow-code" in str(error.value)
+    with pytest.raises(UsageError, match="no metric is named 'acuracy'"):
+        validate(tmp_path / "repository", "m", samples, metric="acuracy")
+
+
 NAN, INF = float("nan"), float("inf")
 
 
@@ -422,6 +436,24 @@ def test_floats(
     found = compare("y", np.array(served), np.array(expected), tolerance)
     assert found.passed is passed
     assert found.max_abs_error == pytest.approx(error)
+
+
+def test_an_infinite_error_is_null_in_json() -> None:
+    check = Check(
+        protocol="http",
+        mode="single",
+        against="file",
+        output="y",
+        samples_count=1,
+        values_count=1,
+        max_abs_error=INF,
+        max_rel_error=0.5,
+        tolerance=1e-4,
+        passed=False,
+        worst=None,
+    )
+    record = check.json()
+    assert (record["max_abs_error"], record["max_rel_error"]) == (None, 0.5)
 
 
 def test_everything_else_must_be_equal() -> None:

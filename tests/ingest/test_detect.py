@@ -190,5 +190,5 @@ def test_a_source_is_hashed_and_sized(tmp_path: Path, monkeypatch: pytest.Monkey
     assert source_sha256("hashed_factory:other") != first
     module.write_text("def make(): pass\n")
     assert source_sha256("hashed_factory:make") != first
-    with pytest.raises(SourceError, match="no module 'absent_factory'"):
+    with pytest.raises(SourceError, match="no Python module is named 'absent_factory'"):
         source_sha256("absent_factory:make")

@@ -1,13 +1,13 @@
 """One hash of everything that a build depends on; equal means that there is nothing to do.
 
-It reads files and the versions of installed packages, and imports no framework. What it cannot see: data
-that a `package.module:factory` or a metric's function loads by itself. `--force` builds anyway.
+It reads files and the versions of installed packages, and imports no framework. Of code that the
+user names (a factory, a metric, custom objects) it sees the module, or all of its package. What it cannot
+see: other modules that this imports, and data that it loads by itself. `--force` builds anyway.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import sys
 from dataclasses import asdict
@@ -17,7 +17,9 @@ from tritonsmith import __version__
 from tritonsmith.artifact import Json, sha256_of, tool_versions
 from tritonsmith.errors import SamplesError, UsageError
 from tritonsmith.ingest import source_sha256
+from tritonsmith.metrics import metric_module
 from tritonsmith.recipe import BuildRequest
+from tritonsmith.user_code import files_of_module
 
 TOOLS = (
     *("h5py", "keras", "ml-dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "openvino"),
@@ -40,7 +42,7 @@ def fingerprint_of(request: BuildRequest, *, arithmetic: dict[str, Json]) -> str
         "options": options,
         "source": source_sha256(request.source),
         "files": {role: sha256_of(path) for role, path in _files(request).items()},
-        "modules": {name: _module_sha256(name) for name in _modules(request)},
+        "modules": _modules(request),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -59,28 +61,16 @@ def _files(request: BuildRequest) -> dict[str, Path]:
     return files
 
 
-def _modules(request: BuildRequest) -> list[str]:
-    names = []
-    if request.metric is not None and ":" in request.metric:
-        names.append(request.metric.partition(":")[0])
-    if request.convert.custom_objects is not None:
-        names.append(request.convert.custom_objects)
-    return names
-
-
-def _module_sha256(name: str) -> str:
-    """The hash of a module's file, found without importing it or its packages."""
-    top, *rest = name.split(".")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"no Python module is named {top!r}", fix="run from its folder, or set PYTHONPATH")
-    path = Path(spec.origin)
-    if rest:
-        base = path.parent.joinpath(*rest)
-        path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-    if not path.is_file():
-        raise UsageError(f"no Python module is named {name!r}", found=f"no file {path}")
-    return sha256_of(path)
+def _modules(request: BuildRequest) -> dict[str, list[str]]:
+    """The hashes of the files of each module that is imported, or of its whole package, by purpose."""
+    names = {"custom objects": request.convert.custom_objects}
+    if request.metric is not None:
+        names["metric"] = metric_module(request.metric)
+    return {
+        purpose: [
+            f"{file.name} {sha256_of(file)}"
+            for file in files_of_module(name, f"{purpose} of {request.name!r}", UsageError)
+        ]
+        for purpose, name in names.items()
+        if name is not None
+    }

@@ -85,7 +85,7 @@ def parse_metric(text: str) -> Metric:
         UsageError: no such metric, module or function.
     """
     name, _, output = text.partition("@")
-    function = _import_function(name) if ":" in name else None
+    function = _import_function(name) if metric_module(text) is not None else None
     if function is None and name not in METRICS:
         raise UsageError(
             f"no metric is named {name!r}", expected=f"{', '.join(METRICS)} or package.module:function"
@@ -94,6 +94,12 @@ def parse_metric(text: str) -> Metric:
     if function is not None:
         higher = bool(getattr(function, "higher_is_better", True))
     return Metric(text=text, name=name, output=output or None, function=function, higher_is_better=higher)
+
+
+def metric_module(text: str) -> str | None:
+    """The Python module that a metric's text names; an output's name may hold a colon, too."""
+    module, colon, _ = text.partition("@")[0].partition(":")
+    return module if colon else None
 
 
 def score(metric: Metric, outputs: Outputs, *, target: Array | None, reference: Outputs) -> Scores:

@@ -68,6 +68,7 @@ from typing import Any
 from tritonsmith.artifact import Json
 from tritonsmith.errors import RecipeError, RepositoryError
 from tritonsmith.ingest.source import ConvertOptions
+from tritonsmith.metrics import metric_module
 from tritonsmith.recipe_table import Keys, check_keys
 from tritonsmith.repository.config import check_config_table
 from tritonsmith.repository.ensemble import EnsembleRequest, EnsembleStep
@@ -204,7 +205,8 @@ def _build_from(
     check_config_table(config)
     source, metric = model["source"], accuracy.get("metric")
     if metric is not None:
-        _check_code("accuracy.metric", metric, names_code=":" in metric, allow_code=allow_code)
+        names_code = metric_module(metric) is not None
+        _check_code("accuracy.metric", metric, names_code=names_code, allow_code=allow_code)
     return BuildRequest(
         name=model["name"],
         source=_source(source, base, allow_code=allow_code),
@@ -306,7 +308,11 @@ def _source(source: str, base: Path, *, allow_code: bool) -> str:
     if _MODULE_SOURCE.fullmatch(source) and not (base / source).exists():
         _check_code("model.source", source, names_code=True, allow_code=allow_code)
         return source
-    return str(_located(base, source))
+    path = _located(base, source)
+    # Without its detours, a path such as "./module:factory" reads as a factory to `convert`.
+    names_code = _MODULE_SOURCE.fullmatch(str(path)) is not None and not path.exists()
+    _check_code("model.source", source, names_code=names_code, allow_code=allow_code)
+    return str(path)
 
 
 def _check_code(place: str, value: str, *, names_code: bool, allow_code: bool) -> None:

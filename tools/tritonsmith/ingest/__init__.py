@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +12,7 @@ from tritonsmith.artifact import Artifact, bytes_of, sha256_of
 from tritonsmith.errors import SourceError
 from tritonsmith.ingest.detect import detect_kind
 from tritonsmith.ingest.source import ConvertOptions, Exported
+from tritonsmith.user_code import files_of_module
 
 
 def convert(
@@ -112,23 +110,4 @@ def _export(kind: str, source: str, folder: Path, options: ConvertOptions) -> Ex
 
 def _code_of(source: str) -> tuple[Path, ...]:
     """The Python files that a factory's answer depends on, as far as names tell: its module or package."""
-    module = source.partition(":")[0]
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as the reader does
-    importlib.invalidate_caches()
-    try:
-        spec = importlib.util.find_spec(module.partition(".")[0])
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"there is no module {module!r}", found=error) from error
-    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
-    files = [file for place in places if place for file in _python_files(Path(place))]
-    if not files:
-        raise SourceError(
-            f"there is no module {module!r}", fix=f"run from the folder that holds it ({folder} was searched)"
-        )
-    return tuple(files)
-
-
-def _python_files(place: Path) -> list[Path]:
-    return sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []
+    return files_of_module(source.partition(":")[0], f"source {source}", SourceError)

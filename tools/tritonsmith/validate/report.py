@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from tritonsmith.artifact import Json
@@ -38,6 +39,12 @@ class Check:
     passed: bool
     worst: Worst | None  # None where every value is equal
 
+    def json(self) -> dict[str, Json]:
+        """As the record; an error that is infinite is null, which JSON can hold."""
+        errors = {"max_abs_error": self.max_abs_error, "max_rel_error": self.max_rel_error}
+        finite = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+        return {**asdict(self), **finite}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixing:
@@ -59,7 +66,7 @@ class ValidationReport:
     """What was compared and how it came out."""
 
     model: str
-    version: int | None  # None for an ensemble
+    version: int | None  # None for an ensemble without a manifest
     samples: str
     samples_sha256: str
     samples_count: int
@@ -84,7 +91,7 @@ class ValidationReport:
             "samples": self.samples,
             "samples_sha256": self.samples_sha256,
             "samples_count": self.samples_count,
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [check.json() for check in self.checks],
             "mixing": [{**asdict(item), "mixed": item.mixed} for item in self.mixing],
             "metric": None if self.metric is None else self.metric.json(),
             "notes": self.notes,

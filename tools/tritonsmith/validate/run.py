@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tritonsmith.artifact import Manifest
 from tritonsmith.client import Client, Model, Signature
 from tritonsmith.errors import UsageError, ValidationError
-from tritonsmith.gate import GateReport, judge, predict
+from tritonsmith.gate import GateReport, check_budget, judge, predict
 from tritonsmith.ingest.source import ConvertOptions
-from tritonsmith.metrics import parse_metric
+from tritonsmith.metrics import metric_module, parse_metric
 from tritonsmith.samples import Samples, check_npz, load_served_samples
 from tritonsmith.validate.compare import compare, show
 from tritonsmith.validate.references import (
@@ -104,11 +104,17 @@ def validate(
     Raises:
         ValidationError: there is nothing to compare with, or nothing was compared.
         SamplesError: samples that do not fit the served model or the metric.
-        UsageError, SourceError, RepositoryError, ServerError, ClientError: as their names say.
+        UsageError: also for a gate's metric that is Python code, without `options.allow_code`.
+        SourceError, RepositoryError, ServerError, ClientError: as their names say.
     """
     check_npz(samples_path)
+    if metric is not None:
+        check_budget(parse_metric(metric), max_drop)
     version = published_version(repository, name)
     manifest = published_manifest(repository, name)
+    options = options or ConvertOptions()
+    if metric is None:
+        _refuse_code(manifest, allow_code=options.allow_code)
     with ExitStack() as stack:
         urls = stack.enter_context(_endpoints(repository, name, http_url, grpc_url, say))
         clients = {
@@ -119,7 +125,7 @@ def validate(
         signature = control.model(name, version).signature
         subject = _subject(signature, samples_path)
         references = stack.enter_context(
-            open_references(repository, signature, control, against, options or ConvertOptions(), say)
+            open_references(repository, signature, control, against, options, say)
         )
         expected = {reference.name: _expect(subject, reference, say) for reference in references}
         answers, mixing = _ask_all(subject, clients, say)
@@ -149,6 +155,17 @@ def validate(
         metric=measured,
         notes=tuple(_notes(subject, clients, mixing, checks, measured)),
     )
+
+
+def _refuse_code(manifest: Manifest | None, *, allow_code: bool) -> None:
+    """Raise where the gate's metric is Python code: a file in a repository may not run any by itself."""
+    metric = None if manifest is None or manifest.gate is None else str(manifest.gate["metric"])
+    if metric is not None and metric_module(metric) is not None and not allow_code:
+        raise UsageError(
+            "the metric of the gate that the model passed names Python code",
+            found=metric,
+            fix="add --allow-code if you trust this repository, or name the metric yourself with --metric",
+        )
 
 
 @contextmanager
