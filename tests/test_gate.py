@@ -148,6 +148,13 @@ def test_nan_never_passes_and_the_report_is_still_json() -> None:
     assert json.loads(json.dumps(report.json(), allow_nan=False))["candidate"] is None
 
 
+def test_a_baseline_of_nan_is_no_baseline() -> None:
+    broken = {"p": np.full((2, 3), np.nan, np.float32)}
+    report = gate("accuracy", broken, probabilities([0, 1]), [0, 1])
+    assert not report.passed
+    assert "in the baseline, output 'p' is NaN" in report.reason
+
+
 def test_without_a_budget_the_metric_is_recorded() -> None:
     outputs = probabilities([0, 1])
     report = gate("accuracy", outputs, outputs, [0, 0], max_drop=None)
@@ -181,6 +188,19 @@ def test_tokens_are_scored_one_by_one_and_counted_by_sample() -> None:
     report = gate("accuracy", outputs, outputs, [[0, 1], [2, 0]])
     assert report.candidate == 0.75
     assert report.samples == 2
+
+
+def test_two_classes_in_every_pixel_are_scored_by_pixel() -> None:
+    outputs = {"mask": np.array([[[0.2], [0.9]], [[0.7], [0.1]]], np.float32)}
+    assert gate("accuracy", outputs, outputs, [[0, 1], [1, 1]]).candidate == 0.75
+
+
+def test_a_column_of_strings_is_scored_against_a_column() -> None:
+    outputs = {"label": np.array([[b"cat"], [b"dog"], [b"dog"]], dtype=object)}
+    for target in (["cat", "dog", "cat"], [["cat"], ["dog"], ["cat"]]):
+        assert gate("accuracy", outputs, outputs, target).candidate == pytest.approx(2 / 3)
+    rows = {"label": np.array([[b"a", b"b"], [b"c", b"d"]], dtype=object)}
+    assert gate("accuracy", rows, rows, [["a", "b"], ["c", "x"]]).candidate == 0.75
 
 
 def test_classes_named_by_strings() -> None:

@@ -67,6 +67,7 @@ def test_without_a_batch_axis_the_first_axis_still_counts_samples(tmp_path: Path
         ({"x": np.ones((0, 2))}, "'x' has no samples"),
         ({"x": np.array([[1, np.nan]])}, "'x' holds NaN or infinity"),
         ({"x": np.array([[1, np.inf]])}, "'x' holds NaN or infinity"),
+        ({"x": np.array([[1, 1e300]])}, "'x' holds a number beyond float32"),
         ({"x": np.ones((2, 2)), "target": np.ones(3)}, "arrays of unequal length"),
         ({"x": np.ones((2, 2), complex)}, "'x' is complex128"),
         ({"x": np.array([["a", "b"]])}, "'x' is <U1"),

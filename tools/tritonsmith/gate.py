@@ -138,6 +138,9 @@ def judge(
     count = len(next(iter(baseline.values())))
     if broken := _broken(candidate):
         return _refusal(metric, before.value(), count, max_drop, broken)
+    if broken := _broken(baseline):
+        reason = f"there is nothing to compare with: in the baseline, {broken}"
+        return _refusal(metric, before.value(), count, max_drop, reason)
     after = score(metric, candidate, target=target, reference=baseline)
     old, new = before.value(), after.value()
     if not (math.isfinite(old) and math.isfinite(new)):

@@ -192,7 +192,8 @@ def class_labels(name: str, output: Array, target: Array) -> Array:
             expected=_expected_labels(output),
         )
     if target.dtype.kind in "SU" or output.dtype == object:
-        return np.char.encode(target, "utf-8") if target.dtype.kind == "U" else target.astype(bytes)
+        texts = target.reshape(_label_shape(output))
+        return np.char.encode(texts, "utf-8") if texts.dtype.kind == "U" else texts.astype(bytes)
     if _is_one_hot(output, target):
         return np.asarray(target.argmax(axis=-1))
     labels = target.reshape(_label_shape(output))
@@ -212,13 +213,13 @@ def class_labels(name: str, output: Array, target: Array) -> Array:
 def predicted_classes(output: Array, reference: Array) -> Array:
     """The most likely class; one number per sample is a threshold (0.5 for probabilities, 0 for logits)."""
     if output.dtype == object:
-        return output.reshape(len(output)).astype(bytes)
+        return output.reshape(_label_shape(output)).astype(bytes)
     if output.dtype.kind in "iub":
         return output.reshape(_label_shape(output)).astype(np.int64)
     if _class_count(output) > 2 or output.shape[-1:] == (2,):
         return np.asarray(output.argmax(axis=-1))
     probabilities = bool(reference.min() >= 0 and reference.max() <= 1)
-    return (output.reshape(len(output)) >= (0.5 if probabilities else 0.0)).astype(np.int64)
+    return (output.reshape(_label_shape(output)) >= (0.5 if probabilities else 0.0)).astype(np.int64)
 
 
 def _labels_fit(output: Array, target: Array) -> bool:

@@ -163,7 +163,15 @@ def _fit(path: Path, spec: TensorSpec, array: NDArray[Any], *, batched: bool) ->
     floats = wanted.kind in "fV" and array.dtype.kind in "f"
     if not (exact or floats):
         raise SamplesError(f"{path}: array {spec.name!r} is {array.dtype}", expected=spec.dtype)
-    return array.astype(wanted)
+    with np.errstate(over="ignore"):  # told in the next line
+        narrow = array.astype(wanted)
+    if floats and not np.isfinite(narrow).all():
+        raise SamplesError(
+            f"{path}: array {spec.name!r} holds a number beyond {spec.dtype}",
+            found=f"{array.dtype} from {array.min():.4g} to {array.max():.4g}",
+            expected=f"numbers that {spec.dtype} can hold",
+        )
+    return narrow
 
 
 def _quoted(names: list[str]) -> str:

@@ -67,7 +67,7 @@ def row_hashes(samples: Samples) -> list[bytes]:
     for index in range(samples.count):
         digest = hashlib.blake2b(digest_size=16)
         for name in names:
-            row = samples.arrays[name][index]
+            row = samples.arrays[name][index : index + 1]  # an array, also where a sample is one string
             digest.update(repr(row.tolist()).encode() if row.dtype == object else row.tobytes())
         hashes.append(digest.digest())
     return hashes

@@ -46,7 +46,9 @@ def cast_float16(
     samples: Samples | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    """Cast to FP16 what stays in its range on `samples` (or on seeded inputs); the rest stays in FP32.
+    """Cast to FP16 what stays in its range on the first of `samples`; the rest stays in FP32.
+
+    Those are two chunks, of 32 samples at most; without samples, two draws of seeded inputs.
 
     The step records how many nodes stay and the largest difference from FP32, absolute and relative.
 
