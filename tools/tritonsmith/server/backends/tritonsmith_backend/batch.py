@@ -36,7 +36,7 @@ class _Job:
     def __init__(self, request: Any, arrays: dict[str, np.ndarray]) -> None:
         self.request = request
         self.arrays = arrays
-        self.names = request.requested_output_names()
+        self.names = list(request.requested_output_names())  # a set; engines want a list
         self.response: Any = None
 
 

@@ -57,7 +57,7 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, str]:
 def whole_number(parameters: Mapping[str, str], key: str) -> int:
     """A parameter that counts something; 0, and absence, leave the choice to the engine."""
     text = parameters.get(key, "0")
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise ConfigError(f"parameter {key} is {text!r}; expected a whole number from 0")
     return int(text)
 
