@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SIDE = 8
 FORMATS = ("PNG", "JPEG")
-# A photograph has 50 million pixels at most; more is a decompression bomb.
+# Pillow warns above this and refuses, as a decompression bomb, what has more than twice as many.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 
 
@@ -21,7 +21,13 @@ def answer(request):
     images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
     try:
         pixels = np.stack([pixels_from_bytes(data) for data in images.reshape(-1)])
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,  # Pillow's word for broken metadata, EXIF for one
+        ValueError,
+    ) as error:
         reason = str(error) if not isinstance(error, UnidentifiedImageError) else "not a readable image"
         message = f"input 'image': {reason}; expected the bytes of a PNG or JPEG file"
         return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
@@ -41,6 +47,8 @@ def pixels_from_bytes(data):
 
 
 def gray_from_image(image):
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip to 8
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:  # ink without a ground is drawn on paper
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))

@@ -102,7 +102,8 @@ class Model:
 
         The first axis of every array is the batch where the model has one, also for a single sample. A
         batch longer than `max_batch_size` is sent in several requests at once and joined. A value that its
-        data type cannot hold exactly is refused; Python floats are rounded. Strings go as str or bytes,
+        data type cannot hold exactly is refused; Python floats are rounded, and bfloat16 is given as
+        float32, whose low bits are cut off. Strings go as str or bytes,
         and come as bytes in an object array.
 
         Args:

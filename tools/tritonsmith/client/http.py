@@ -42,7 +42,6 @@ class HttpTransport:
         self._timeout_s = timeout_s
         self._pool = urllib3.PoolManager(
             maxsize=CONNECTION_COUNT,
-            retries=urllib3.Retry(total=0, redirect=0),
             timeout=urllib3.Timeout(total=timeout_s),
         )
 

@@ -155,7 +155,10 @@ def _bytes(where: str, array: NDArray[Any]) -> NDArray[Any]:
     wrong = [item for item in items if not isinstance(item, (bytes, str))]
     if wrong:
         raise ClientError(f"{where} is not text", found=repr(wrong[0]), expected="str or bytes")
-    encoded = (item.encode() if isinstance(item, str) else item for item in items)
+    try:
+        encoded = [item.encode() if isinstance(item, str) else item for item in items]
+    except UnicodeEncodeError as error:  # a lone surrogate
+        raise ClientError(f"{where} is not text", found=error, expected="str that UTF-8 can hold") from error
     return np.fromiter(encoded, object, len(items)).reshape(array.shape)
 
 

@@ -1,6 +1,6 @@
 """config.pbtxt: from an artifact and a recipe's [config] table, through Triton's own protobuf.
 
-This is the one place that knows that Triton's `dims` leave the batch axis out.
+Here an artifact loses its batch axis, which `dims` leave out; `wiring.py` keeps to that for ensembles.
 """
 
 from __future__ import annotations
@@ -137,7 +137,11 @@ def add_labels(config: model_config_pb2.ModelConfig, labels: Mapping[str, str]) 
 def specs_from_config(
     config: model_config_pb2.ModelConfig,
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], bool]:
-    """The inputs, the outputs and whether there is a batch axis, as a client of the model sees them."""
+    """The inputs, the outputs and whether there is a batch axis, as a client of the model sees them.
+
+    Raises:
+        RepositoryError: a tensor without a data type.
+    """
     batched = config.max_batch_size > 0
     inputs = tuple(_spec_from(tensor, batched=batched) for tensor in config.input)
     return inputs, tuple(_spec_from(tensor, batched=batched) for tensor in config.output), batched
@@ -225,8 +229,16 @@ def _spec_from(
     tensor: model_config_pb2.ModelInput | model_config_pb2.ModelOutput, *, batched: bool
 ) -> TensorSpec:
     axes = tuple(f"{tensor.name}_{index}" if dim < 0 else dim for index, dim in enumerate(tensor.dims))
-    data_type = dtypes.BY_CONFIG[model_config_pb2.DataType.Name(tensor.data_type)]
-    return TensorSpec(name=tensor.name, dtype=data_type.name, shape=(BATCH_AXIS, *axes) if batched else axes)
+    kind = model_config_pb2.DataType.Name(tensor.data_type)
+    if kind not in dtypes.BY_CONFIG:
+        raise RepositoryError(
+            f"tensor {tensor.name!r} has no data type in config.pbtxt",
+            found=kind,
+            expected=f"data_type: one of {', '.join(dtypes.BY_CONFIG)}",
+        )
+    return TensorSpec(
+        name=tensor.name, dtype=dtypes.BY_CONFIG[kind].name, shape=(BATCH_AXIS, *axes) if batched else axes
+    )
 
 
 def _fill_tensors(config: model_config_pb2.ModelConfig, key: str, entries: Json) -> None:

@@ -135,6 +135,7 @@ def _step_config(request: EnsembleRequest, index: int, step: EnsembleStep) -> mo
     place = f"ensemble {request.name!r}: step {index + 1}"
     if step.model == request.name:
         raise EnsembleError(f"{place} is the ensemble itself", fix="name another model")
+    check_name(step.model)
     folder = request.repository / step.model
     if not (folder / CONFIG_NAME).is_file():
         models = [path.parent.name for path in sorted(request.repository.glob(f"*/{CONFIG_NAME}"))]
@@ -187,6 +188,13 @@ def _describe(
 ) -> None:
     """The type and shape that all `ports` agree on; a fixed axis wins over a free one."""
     shapes = [port.dims if one_by_one else port.full_dims for port in ports]
+    if len({len(shape) for shape in shapes}) > 1:
+        raise EnsembleError(
+            f"tensor {name!r} has a batch axis for one step and none for another, and so cannot be described",
+            found=", and ".join(map(str, ports)),
+            expected="steps that all batch, or that none do",
+            fix="give every step a max_batch_size",
+        )
     merged = [max(axis) for axis in zip(*shapes, strict=True)]
     tensor.name = name
     tensor.data_type = ports[0].data_type

@@ -49,8 +49,10 @@ def _check_lines(output: str, path: Path, axis: int | str | None) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"labels.{output}: {path} cannot be read as text", found=error) from error
-    if path.name == "config.pbtxt" or path.name.startswith("."):
-        raise RecipeError(f"labels.{output}: a label file cannot be named {path.name!r}")
+    if path.name in ("config.pbtxt", "warmup") or path.name.startswith(".") or path.name.isdecimal():
+        raise RecipeError(
+            f"labels.{output}: a label file cannot be named {path.name!r}", fix="rename it, say to labels.txt"
+        )
     if not lines or (isinstance(axis, int) and len(lines) != axis):
         raise RecipeError(
             f"labels.{output}: {path} does not fit the output",

@@ -78,8 +78,8 @@ def replace_folder(stage: Path, target: Path) -> None:
     elif stage.is_relative_to(target):
         _replace_around(new, target)
     elif not _exchange(new, target):
-        target.rename(stage / "old")
         try:
+            target.rename(stage / "old")
             new.rename(target)
         finally:
             if not target.exists():

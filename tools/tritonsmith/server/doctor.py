@@ -87,6 +87,8 @@ def _look_at_system() -> Finding:
 
 
 def _look_at_cpu() -> Finding:
+    if platform.system() != "Linux":  # said above; what follows is Linux's own
+        return Finding(name="cpu", status="info", detail=f"{os.cpu_count()} cores")
     flags = set()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith(("flags", "Features")):
@@ -188,7 +190,7 @@ def _look_at_server() -> Finding:
         return Finding(name="server", status="info", detail=detail)
     try:
         prove_inference(environment)
-    except ServerError as error:
+    except (ProvisionError, ServerError) as error:
         return Finding(name="server", status="fail", detail=str(error), fix=error.fix)
     detail = f"Triton 2.51 on Python {environment.python_version} answers rightly, in {environment.folder}"
     return Finding(name="server", status="ok", detail=detail)

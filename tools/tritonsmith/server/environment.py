@@ -104,11 +104,16 @@ def find_environment() -> ServerEnvironment | None:
 def stage_requirements(repository: Path) -> tuple[str, ...]:
     """The union of `<repository>/<model>/requirements.txt`: what the Python stages need, sorted.
 
-    Raises ProvisionError for a line that is an option (`-r other.txt`): one file a model says it all.
+    Raises ProvisionError for a line that is an option (`-r other.txt`): one file a model says it all;
+    and for one that is not UTF-8.
     """
     lines: set[str] = set()
     for path in sorted(repository.glob("*/requirements.txt")):
-        for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ProvisionError(f"{path} cannot be read", found=error, expected="text in UTF-8") from error
+        for number, raw in enumerate(text.splitlines(), start=1):
             line = raw.split(" #")[0].strip()
             if not line or line.startswith("#"):
                 continue

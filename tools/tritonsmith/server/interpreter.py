@@ -163,8 +163,11 @@ def _apt_download(package: str, folder: Path) -> bool:
 
 def survey() -> tuple[Probe, ...]:
     """Every Python of this machine that could carry the server, each once, the running one first."""
-    probes = [probe for path in candidates() if (probe := probe_interpreter(path)) is not None]
-    return tuple({probe.python.resolve(): probe for probe in reversed(probes)}.values())[::-1]
+    found: dict[Path, Probe] = {}
+    for path in candidates():
+        if (probe := probe_interpreter(path)) is not None:
+            found.setdefault(probe.python.resolve(), probe)
+    return tuple(found.values())
 
 
 def candidates() -> Iterator[Path]:
@@ -177,24 +180,28 @@ def candidates() -> Iterator[Path]:
         for folder in folders
         if folder
     ]
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - pathlib's raises where there is no home
+    pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
     managed = [
-        *sorted(Path("~/.local/share/uv/python").expanduser().glob("*/bin/python3.1[0-3]")),
-        *sorted(
-            Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/*/bin/python3.1[0-3]")
-        ),
+        *sorted((home / ".local/share/uv/python").glob("*/bin/python3.1[0-3]")),
+        *sorted(pyenv.glob("versions/*/bin/python3.1[0-3]")),
     ]
     for path in (Path(sys.executable), *named, *managed):
-        if path.is_file() and path.resolve() not in seen:
+        # pathlib's is_file raises for a folder on PATH that this user may not enter
+        if os.path.isfile(path) and path.resolve() not in seen:  # noqa: PTH113
             seen.add(path.resolve())
             yield path
 
 
 def probe_interpreter(python: Path) -> Probe | None:
     """Ask `python` about itself; None where it does not run (a pyenv shim of no version, say)."""
-    done = run_quietly([str(python), "-I", "-c", _PROBE], environment=clean_environment())
+    try:
+        done = run_quietly([str(python), "-I", "-c", _PROBE], environment=clean_environment())
+    except OSError:  # no permission, or made for another machine
+        return None
     if done.returncode != 0:
         return None
-    said = json.loads(done.stdout)
+    said = json.loads(done.stdout.splitlines()[-1])  # a sitecustomize may print before it
     if said["wordsize"] != 64:
         return None
     return Probe(

@@ -29,7 +29,7 @@ _STALE_AFTER_S = 60.0
 
 
 # Triton joins the stub's arguments into a string for bash, and the stub's file system encoding is ASCII.
-_PLAIN = re.compile(r"[A-Za-z0-9/._+=@%-]+")
+_PLAIN = re.compile(r"/[A-Za-z0-9/._+=@%-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +239,7 @@ def clear_stale_runs() -> None:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
                     _remove_run(folder)
-        except (BlockingIOError, FileNotFoundError):
+        except OSError:  # alive, going, or not ours: the folder may be /tmp
             continue
 
 
@@ -259,7 +259,7 @@ def _runs_folder() -> Path:
         if _PLAIN.fullmatch(place) and os.access(place, os.W_OK | os.X_OK):
             return Path(place)
     raise ProvisionError(
-        "Triton needs a folder whose path is of letters, digits and / . _ + = @ % - alone",
+        "Triton needs a folder whose absolute path is of letters, digits and / . _ + = @ % - alone",
         found=runs,
         fix=f"set {CACHE_VARIABLE} to such a folder",
     )

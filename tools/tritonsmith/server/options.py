@@ -41,7 +41,7 @@ class ServerOptions:
     model_control: ModelControl = "none"
     load_models: tuple[str, ...] = ()  # with explicit control
     poll_interval_s: int = 2  # with poll control
-    flags: tuple[str, ...] = ()  # of tritonserver, after all others
+    flags: tuple[str, ...] = ()  # of tritonserver, beside those that serve() sets
     cache_bytes: int = 64 << 20  # for the models that ask for the response cache
     ready_timeout_s: float = 60.0
     exit_timeout_s: float = 30.0
@@ -72,5 +72,8 @@ class ServerOptions:
 
 
 def _refuse_own_flag(flag: str) -> None:
-    if (instead := _OWN_FLAGS.get(flag.split("=", 1)[0])) is not None:
-        raise UsageError(f"{flag} cannot be passed to tritonserver here", fix=f"use {instead}")
+    """A beginning of a flag is refused with it: tritonserver's getopt_long takes abbreviations."""
+    name = flag.split("=", 1)[0]
+    own = next((own for own in _OWN_FLAGS if name.startswith("--") and own.startswith(name)), None)
+    if own is not None:
+        raise UsageError(f"{flag} cannot be passed to tritonserver here", fix=f"use {_OWN_FLAGS[own]}")

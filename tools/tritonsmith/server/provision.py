@@ -59,12 +59,13 @@ def cache_folder() -> Path:
 
 
 def _named_cache_folder() -> Path:
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser().absolute()
     # The XDG specification says that a relative path there is to be ignored.
-    if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
+    named = os.environ.get(CACHE_VARIABLE)
+    if not named and (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
         return Path(xdg) / "tritonsmith"
     try:
+        if named:
+            return Path(named).expanduser().absolute()
         return Path.home() / ".cache" / "tritonsmith"
     except RuntimeError as error:
         raise ProvisionError(
@@ -186,7 +187,7 @@ def pip_environment(scratch: Path) -> dict[str, str]:
 
 
 def _home_is_writable() -> bool:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 - may be no home
     while not cache.exists() and cache != cache.parent:
         cache = cache.parent
     return os.access(cache, os.W_OK)

@@ -24,6 +24,7 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SYS_PIDFD_OPEN = 434  # not every build of Python has os.pidfd_open
 SYS_PIDFD_GETFD = 438
 TCP_ESTABLISHED = "01"  # in /proc/net/tcp
 TCPI_LAST_DATA_RECV = 52  # offset in struct tcp_info, in ms
@@ -106,9 +107,8 @@ def _close_idle_connections(pid: int, port: int) -> None:
     wanted = _established(pid, port)
     if not wanted:
         return
-    try:
-        process = os.pidfd_open(pid)
-    except OSError:
+    process = _libc.syscall(SYS_PIDFD_OPEN, pid, 0)
+    if process < 0:
         return
     try:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
