@@ -102,8 +102,7 @@ def make_candidates(fp32: Artifact, goal: Goal, folder: Path, *, say: Say) -> li
         except (CompressionError, EngineError) as error:
             if goal.precision != "auto":
                 raise
-            reason = error.what if error.found is None else f"{error.what}: {error.found}"
-            candidates.append(replace(candidate, refusal=reason))
+            candidates.append(replace(candidate, refusal=_reason_of(error)))
     return candidates
 
 
@@ -120,7 +119,13 @@ def judge_candidates(candidates: list[Candidate], goal: Goal, *, say: Say) -> li
             continue
         candidate = _noted_if_larger(candidate, baseline)
         exact = candidate is baseline and goal.inference_precision == EXACT
-        outputs = expected if exact else _outputs(candidate, goal, goal.inference_precision)
+        try:
+            outputs = expected if exact else _outputs(candidate, goal, goal.inference_precision)
+        except EngineError as error:
+            if goal.precision != "auto" or candidate is baseline:
+                raise
+            judged.append(replace(candidate, refusal=_reason_of(error)))
+            continue
         if goal.metric is not None:
             say(f"judging {candidate.name} by {goal.metric.text}")
             gate = judge(
@@ -163,6 +168,10 @@ def choose(candidates: list[Candidate], goal: Goal) -> list[Candidate]:
         else replace(candidate, refusal=candidate.refusal or _lost(candidate, best, goal))
         for candidate in candidates
     ]
+
+
+def _reason_of(error: CompressionError | EngineError) -> str:
+    return error.what if error.found is None else f"{error.what}: {error.found}"
 
 
 def _int8_method(fp32: Artifact, goal: Goal) -> str:

@@ -7,6 +7,7 @@ large, not faster, and its accuracy is a little optimistic for a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ Inputs = Mapping[str, NDArray[Any]]
 
 LARGEST = float(np.finfo(np.float16).max)
 HEADROOM = 4.0  # a tensor that comes within this factor of the largest number stays in FP32
-PROBE_BATCHES = 2
+PROBE_BATCHES = 2  # of drawn inputs
+PROBE_SAMPLES = 64  # of given ones
 PROBE_LENGTH = 8  # of a free axis other than the batch, where there are no samples
 FREE_BATCH = 2
 # ONNX Runtime has no FP16 kernels for these, or their FP16 results are not what the graph means.
@@ -94,10 +96,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def _probes(artifact: Artifact, model: onnx.ModelProto, samples: Samples | None) -> Iterator[Inputs]:
     if samples is not None:
-        for index, chunk in enumerate(chunks(samples, batched=artifact.batched)):
-            if index == PROBE_BATCHES:
-                return
-            yield chunk
+        first = {name: array[:PROBE_SAMPLES] for name, array in samples.arrays.items()}
+        yield from chunks(replace(samples, arrays=first, target=None), batched=artifact.batched)
         return
     free = {axis for spec in artifact.inputs for axis in spec.shape if isinstance(axis, str)}
     axes = {axis: FREE_BATCH if axis == BATCH_AXIS else PROBE_LENGTH for axis in free}

@@ -21,6 +21,7 @@ from tritonsmith.ingest.parity import TOLERANCES
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.manifest import MANIFEST_NAME, read_manifest
 from tritonsmith.repository.config import inference_precision
+from tritonsmith.repository.names import versions_of
 
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -48,7 +49,7 @@ def is_ensemble(signature: Signature) -> bool:
 
 
 def published_version(repository: Path, name: str) -> int | None:
-    """The newest version in the repository, or None where there is none with files (an ensemble).
+    """The newest version in the repository, or None where none has files (an ensemble made by hand).
 
     Raises:
         RepositoryError: no such model in the repository.
@@ -59,8 +60,7 @@ def published_version(repository: Path, name: str) -> int | None:
         raise RepositoryError(
             f"{repository} has no model {name!r}", found=", ".join(known) or "no models at all"
         )
-    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and any(path.iterdir())]
-    return max(versions, default=None)
+    return max(versions_of(folder), default=None)
 
 
 def published_manifest(repository: Path, name: str) -> Manifest | None:
