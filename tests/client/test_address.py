@@ -42,3 +42,9 @@ def test_what_is_no_address(url: str, protocol: str | None, word: str) -> None:
 def test_timeout_must_be_above_zero() -> None:
     with pytest.raises(ClientError, match="timeout_s"):
         read_address("localhost", None, 0)
+
+
+def test_a_password_in_an_address_is_not_repeated() -> None:
+    with pytest.raises(ClientError, match="no address") as caught:
+        read_address("http://user:secret@127.0.0.1:8000", None, 1.0)
+    assert "secret" not in str(caught.value)

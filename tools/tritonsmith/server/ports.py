@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from tritonsmith.errors import ServerError
 
 LOOPBACK = "127.0.0.1"
+_BIND_FAILED = re.compile(r"(already in use|failed to bind|Address already in use|Unavailable - Socket)")
 
 
 def find_free_port() -> int:
@@ -73,3 +75,8 @@ def ask_http(port: int, method: str, path: str, body: Any = None, timeout_s: flo
         raise ConnectionError(f"no HTTP answer on port {port}: {error!r}") from error
     finally:
         connection.close()
+
+
+def is_lost(port: int, log: str) -> bool:
+    """Whether tritonserver's log says that another process had taken `port`."""
+    return any(f":{port}" in line and _BIND_FAILED.search(line) for line in log.splitlines())

@@ -21,13 +21,12 @@ from tritonsmith.server.environment import ServerEnvironment, ensure_environment
 from tritonsmith.server.launch import Launch, clear_stale_runs
 from tritonsmith.server.log import relevant_lines
 from tritonsmith.server.options import ServerOptions
-from tritonsmith.server.ports import LOOPBACK, find_free_port, port_error, refuse_used_port
+from tritonsmith.server.ports import LOOPBACK, find_free_port, is_lost, port_error, refuse_used_port
 from tritonsmith.server.proof import prove_inference
 from tritonsmith.server.provision import CACHE_VARIABLE, cache_folder, silent
 from tritonsmith.server.ready import describe_exit, wait_until_ready
 
 _TRIES = 3
-_BIND_FAILED = re.compile(r"(already in use|failed to bind|Address already in use|Unavailable - Socket)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,20 +181,19 @@ def serve_forever(
     asked = threading.Event()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt  # the second time: no more patience
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with serve(repository, options, say=say) as server:
+    with serve(repository, options, say=say) as server:
+        # Only now: while a server starts, and while it drains, a signal ends the wait as it always does.
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
             on_ready(server)
             while not asked.wait(0.2):
                 server.check()
-            say("stopping: answering what is in flight")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        say("stopping: answering what is in flight")
 
 
 def _check_repository(repository: Path) -> None:
@@ -263,8 +261,4 @@ def _uses_rate_limiter(repository: Path) -> bool:
 
 def _lost_port(log: str, options: ServerOptions) -> tuple[str, int] | None:
     """The service whose port another process took between the check and the start."""
-    lines = [line for line in log.splitlines() if _BIND_FAILED.search(line)]
-    for name, port in _ports(options).items():
-        if any(f":{port}" in line for line in lines):
-            return name, port
-    return None
+    return next(((name, port) for name, port in _ports(options).items() if is_lost(port, log)), None)
