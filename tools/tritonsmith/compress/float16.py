@@ -18,13 +18,14 @@ from onnx import TensorProto
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import BATCH_AXIS, Artifact, Json
-from tritonsmith.compress import step
+from tritonsmith.compress import step, steps
 from tritonsmith.compress.calibration import chunks
+from tritonsmith.compress.chain import Material
 from tritonsmith.compress.graph import nodes_of
 from tritonsmith.compress.prepare import prepare_graph, tidy
 from tritonsmith.compress.ranges import find_ranges
 from tritonsmith.engines.onnxruntime import engine_errors, open_onnxruntime, reason_of
-from tritonsmith.errors import CompressionError, EngineError
+from tritonsmith.errors import CompressionError, EngineError, UsageError
 from tritonsmith.files import staging_folder
 from tritonsmith.ingest.seeds import draw_inputs, index_ranges
 from tritonsmith.samples import Samples
@@ -39,6 +40,25 @@ PROBE_LENGTH = 8  # of a free axis other than the batch, where there are no samp
 FREE_BATCH = 2
 # ONNX Runtime has no FP16 kernels for these, or their FP16 results are not what the graph means.
 KEPT_OPS = ("QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "Loop", "If", "Scan")
+
+
+def apply_cast(
+    spec: steps.Cast,
+    artifact: Artifact,
+    material: Material,
+    out: Path,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Cast to `spec.to`, probing on the calibration data where there are any.
+
+    Raises:
+        CompressionError: as `cast_float16`.
+        UsageError: no such type.
+    """
+    if spec.to != "fp16":
+        raise UsageError(f"no type is named {spec.to!r}", expected="fp16")
+    return cast_float16(artifact, out, samples=material.calibration, say=say)
 
 
 def cast_float16(

@@ -17,14 +17,15 @@ import onnx
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
-from tritonsmith.compress import step
+from tritonsmith.compress import step, steps
 from tritonsmith.compress.arithmetic import Arithmetic, detect_arithmetic
 from tritonsmith.compress.audit import Audit, audit_int8
 from tritonsmith.compress.calibration import check_calibration, chunks
+from tritonsmith.compress.chain import Material
 from tritonsmith.compress.graph import constants_of, drop_unused
 from tritonsmith.compress.prepare import prepare_graph, tidy
 from tritonsmith.compress.ranges import Reader
-from tritonsmith.errors import CompressionError, UsageError
+from tritonsmith.errors import CompressionError, SamplesError, UsageError
 from tritonsmith.files import staging_folder
 from tritonsmith.samples import Samples
 
@@ -38,6 +39,34 @@ QUANTIZED_OPS = (
 # Masks of -1e9 and layer norms between the products would take all 256 steps for themselves.
 TRANSFORMER_OPS = ("Gather", "Gemm", "MatMul")
 RECURRENT_OPS = frozenset({"GRU", "LSTM", "RNN"})
+
+
+def apply_quantize(
+    spec: steps.Quantize,
+    artifact: Artifact,
+    material: Material,
+    out: Path,
+    *,
+    checkpoint: Path,
+    say: Callable[[str], None] = lambda _: None,
+) -> Artifact:
+    """Quantize as `spec` says; `checkpoint` serves quantization-aware fine-tuning.
+
+    Raises:
+        CompressionError, UsageError: as `quantize_static` and `quantize_dynamic`.
+        SamplesError: static INT8 without calibration data.
+    """
+    method = default_int8_method(artifact, material.engine) if spec.method == "auto" else spec.method
+    if method == "dynamic":
+        return quantize_dynamic(artifact, out, engine=material.engine, say=say)
+    if material.calibration is None:
+        raise SamplesError(
+            "static INT8 needs calibration data, and none is made up",
+            expected="some hundreds of samples like those that the model will see",
+            fix="take them from the training data, apart from the evaluation data",
+        )
+    dialect = spec.dialect or material.engine
+    return quantize_static(artifact, material.calibration, out, dialect=dialect, say=say)
 
 
 def default_int8_method(artifact: Artifact, engine: str = "onnxruntime") -> str:
