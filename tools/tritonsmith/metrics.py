@@ -7,12 +7,14 @@
     f1             mean over the classes of the F1 score (macro), for classes that occur
     mae, mse       mean absolute and squared error against `target`
     cosine         mean cosine between the outputs and those of the FP32 model; needs no labels
+    recall10       share of a sample's ten nearest among the others, by cosine, that are the FP32 model's ten
+                   nearest too: for embeddings [N, D], more than ten of them; needs no labels
     max-abs-error  the largest difference from the outputs of the FP32 model; needs no labels
     package.module:function   function(outputs by name, target) -> one score per sample, or one number;
                               higher is better unless the function has `higher_is_better = False`
 
 Which output is scored: the one named after `@`; else the only one; else the only one whose shape fits the
-labels. `cosine` and `max-abs-error` take all outputs of numbers, and the worst of them for each sample.
+labels. `cosine`, `recall10` and `max-abs-error` take all outputs of numbers, and the worst of them for each sample.
 """
 
 from __future__ import annotations
@@ -32,11 +34,13 @@ Outputs = Mapping[str, Array]  # each [N, ...]
 
 CLASSIFICATION = ("accuracy", "top5", "f1")
 REGRESSION = ("mae", "mse")
-FIDELITY = ("cosine", "max-abs-error")
+FIDELITY = ("cosine", "recall10", "max-abs-error")
 METRICS = (*CLASSIFICATION, *REGRESSION, *FIDELITY)
 LOWER_IS_BETTER = ("mae", "mse", "max-abs-error")
-SHARES = ("accuracy", "top5", "f1", "cosine")  # 1 is perfect
+SHARES = ("accuracy", "top5", "f1", "cosine", "recall10")  # 1 is perfect
 TOP = 5
+NEIGHBOURS = 10
+QUERIES = 1024  # similarities of this many samples at a time are held in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -315,6 +319,9 @@ def _score_fidelity(metric: Metric, outputs: Outputs, reference: Outputs) -> Sco
     if metric.name == "cosine":
         rows = np.min([_cosine(ours, theirs) for ours, theirs in pairs], axis=0)
         return Scores(rows=rows[:, None], total=mean_of)
+    if metric.name == "recall10":
+        rows = np.min([_neighbour_recall(ours, theirs) for ours, theirs in pairs], axis=0)
+        return Scores(rows=rows[:, None], total=mean_of)
     rows = np.max([np.abs(ours - theirs).max(axis=1, initial=0.0) for ours, theirs in pairs], axis=0)
     return Scores(rows=rows[:, None], total=largest_of)
 
@@ -325,6 +332,30 @@ def _cosine(ours: Array, theirs: Array) -> Array:
     same = (ours == theirs).all(axis=1)
     cosine = np.divide((ours * theirs).sum(axis=1), norms, out=np.zeros(len(ours)), where=norms > 0)
     return np.where(same, 1.0, np.minimum(cosine, 1.0))
+
+
+def _neighbour_recall(ours: Array, theirs: Array) -> Array:
+    """For each row the share of its nearest rows, itself left out, that both sides agree on."""
+    count = len(ours)
+    if count <= NEIGHBOURS:
+        raise SamplesError(f"recall10 needs more than {NEIGHBOURS} samples", found=count)
+    sides = [_unit_rows(ours), _unit_rows(theirs)]
+    recalls = []
+    for start in range(0, count, QUERIES):
+        nearest = []
+        for side in sides:
+            similarity = side[start : start + QUERIES] @ side.T
+            queries = np.arange(len(similarity))
+            similarity[queries, queries + start] = -np.inf
+            nearest.append(np.argpartition(-similarity, NEIGHBOURS, axis=1)[:, :NEIGHBOURS])
+        found = (nearest[0][:, :, None] == nearest[1][:, None, :]).any(axis=2)
+        recalls.append(found.mean(axis=1))
+    return np.concatenate(recalls)
+
+
+def _unit_rows(rows: Array) -> Array:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
 
 
 def _score_function(metric: Metric, outputs: Outputs, target: Array | None) -> Scores:

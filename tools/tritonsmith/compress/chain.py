@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tritonsmith.artifact import Artifact
+from tritonsmith import onnx_model
+from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import steps
+from tritonsmith.compress.calibration import row_hashes
+from tritonsmith.compress.step_text import json_from_spec, text_from_spec
 from tritonsmith.compress.steps import StepSpec
+from tritonsmith.compress.store import keep_step
+from tritonsmith.errors import CompressionError, SamplesError
+from tritonsmith.ingest import source_sha256
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import Metric
 from tritonsmith.samples import Samples
@@ -33,6 +40,103 @@ class Material:
     max_drop: float | None = None
     source: str | None = None  # what `convert` made the teacher of
     convert: ConvertOptions = ConvertOptions()
+
+
+def run_chain(
+    specs: Sequence[StepSpec], material: Material, *, store: Path, say: Say = lambda _: None
+) -> tuple[Artifact, ...]:
+    """The artifact after each step, the teacher's own left out; what `store` has is not made again.
+
+    Raises:
+        CompressionError: steps in an order that makes no sense, or one that cannot be done on this model.
+        SamplesError: data that a step needs are missing or refused.
+    """
+    check_order(specs, material)
+    artifacts: list[Artifact] = []
+    for number, spec in enumerate(specs, 1):
+        before = artifacts[-1] if artifacts else material.teacher
+
+        def make(out: Path, checkpoint: Path, spec: StepSpec = spec, before: Artifact = before) -> Artifact:
+            return apply_step(spec, before, material, out, checkpoint=checkpoint, say=say)
+
+        say(f"step {number} of {len(specs)}: {text_from_spec(spec)}")
+        artifact, kept = keep_step(store, _parts(spec, before, material), before, make, say=say)
+        if kept:
+            say(f"step {number} was made before, and is taken from {artifact.path.parent}")
+        artifacts.append(artifact)
+    return tuple(artifacts)
+
+
+def check_order(specs: Sequence[StepSpec], material: Material) -> None:
+    """Raise CompressionError for an order in which a step would find nothing to work on."""
+    narrowed: StepSpec | None = None
+    for number, spec in enumerate(specs, 1):
+        if isinstance(spec, steps.PruneTorch) and number > 1:
+            raise CompressionError(
+                f"{spec.kind} is step {number}, and must be the first: it works on the PyTorch module itself",
+                fix="put it first, or use prune, which works on the ONNX graph",
+            )
+        if narrowed is not None and not isinstance(spec, steps.ShareRows):
+            raise CompressionError(
+                f"{spec.kind} comes after {narrowed.kind}, which leaves no FP32 weights to work on",
+                expected="prune, sparsify and distill first, then one step that narrows the numbers",
+            )
+        if isinstance(spec, (steps.Quantize, steps.QuantizeWeights, steps.Cast)):
+            narrowed = spec
+    if specs and material.teacher.precision != "fp32":
+        raise CompressionError(
+            f"the source is {material.teacher.precision} already, and cannot be compressed further",
+            fix="begin with the FP32 model",
+        )
+
+
+def check_roles(material: Material, evaluation: Samples | None) -> None:
+    """Refuse data that two roles share: fitted to (calibration, training), chosen on (tuning), judged on.
+
+    Calibration samples may be training samples: both are what the model is fitted to.
+
+    Raises:
+        SamplesError: with how many samples are shared, and the first of them.
+    """
+    roles = {
+        "calibration": material.calibration,
+        "training": material.training,
+        "tuning": material.tuning,
+        "evaluation": evaluation,
+    }
+    hashes = {role: row_hashes(samples) for role, samples in roles.items() if samples is not None}
+    for first, second in itertools.combinations(hashes, 2):
+        if {first, second} == {"calibration", "training"}:
+            continue
+        seen = set(hashes[second])
+        shared = [index for index, row in enumerate(hashes[first]) if row in seen]
+        if shared:
+            raise SamplesError(
+                f"the {first} data share samples with the {second} data",
+                found=f"{len(shared)} of {len(hashes[first])}, first at row {shared[0]}",
+                expected="samples that are kept apart: what a model is fitted to, chosen on and judged on",
+                fix="split them anew; repeated samples belong to one side",
+            )
+
+
+def _parts(spec: StepSpec, artifact: Artifact, material: Material) -> Json:
+    """All that the result of a step depends on."""
+    data = {"calibration": material.calibration, "training": material.training, "tuning": material.tuning}
+    from_source = isinstance(spec, steps.PruneTorch) and material.source is not None
+    student = spec.student if isinstance(spec, steps.Distill) else None
+    return {
+        "step": json_from_spec(spec),
+        "model": onnx_model.model_sha256(artifact.path),
+        "teacher": onnx_model.model_sha256(material.teacher.path),
+        "batched": artifact.batched,
+        "engine": material.engine,
+        "data": {role: None if samples is None else samples.sha256 for role, samples in data.items()},
+        "metric": None if material.metric is None else material.metric.text,
+        "max_drop": material.max_drop,
+        "source": source_sha256(material.source) if from_source and material.source else None,
+        "student": None if student is None else source_sha256(student),
+        "convert": asdict(material.convert),
+    }
 
 
 def apply_step(

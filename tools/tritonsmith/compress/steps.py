@@ -7,22 +7,15 @@ In a recipe a step is a table, on a command line one argument; the keys are the 
     flops = 0.25
     epochs = 8
 
-What a step does is a function `apply_<step>` in the file named beside its record; `chain.py` calls it.
+`step_text.py` reads both. What a step does is a function `apply_<step>` in the file named beside its record;
+`chain.py` calls it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import shlex
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
-
-from tritonsmith.artifact import Json
-from tritonsmith.errors import RecipeError
+from typing import ClassVar, TypeAlias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +38,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune(Trained):
-    """Remove whole channels, heads and neurons; exactly one of `flops`, `parameters`, `ratio` says how many."""
+    """Remove whole channels, heads and neurons: as many as one of `flops`, `parameters`, `ratio` says."""
 
     kind: ClassVar[str] = "prune"  # compress/prune.py
 
@@ -144,9 +137,7 @@ class Cast:
     to: str = "fp16"  # or "bf16"
 
 
-StepSpec: TypeAlias = (
-    Prune | PruneTorch | Sparsify | Distill | Quantize | QuantizeWeights | ShareRows | Cast
-)
+StepSpec: TypeAlias = Prune | PruneTorch | Sparsify | Distill | Quantize | QuantizeWeights | ShareRows | Cast
 SPECS: Mapping[str, type[StepSpec]] = {
     spec.kind: spec
     for spec in (Prune, PruneTorch, Sparsify, Distill, Quantize, QuantizeWeights, ShareRows, Cast)
