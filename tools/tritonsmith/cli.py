@@ -126,7 +126,7 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--evaluation", type=Path, metavar="X.npz", help="other samples, to judge with")
     verb.add_argument(
         "--metric",
-        help="accuracy, top5, f1, mae, mse, cosine, max-abs-error or package.module:function",
+        help="accuracy, top5, f1, mae, mse, cosine, recall10, max-abs-error or package.module:function",
     )
     verb.add_argument("--max-drop", type=float, metavar="D", help="how much worse the metric may become")
     verb.add_argument("--max-batch-size", type=int, metavar="N", help="largest batch that Triton may form")

@@ -14,7 +14,8 @@
                               higher is better unless the function has `higher_is_better = False`
 
 Which output is scored: the one named after `@`; else the only one; else the only one whose shape fits the
-labels. `cosine`, `recall10` and `max-abs-error` take all outputs of numbers, and the worst of them for each sample.
+labels. `cosine`, `recall10` and `max-abs-error` take all outputs of numbers, and the worst of them for each
+sample.
 """
 
 from __future__ import annotations
@@ -355,7 +356,8 @@ def _neighbour_recall(ours: Array, theirs: Array) -> Array:
 
 def _unit_rows(rows: Array) -> Array:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    unit: Array = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return unit
 
 
 def _score_function(metric: Metric, outputs: Outputs, target: Array | None) -> Scores:

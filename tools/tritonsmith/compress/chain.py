@@ -1,10 +1,10 @@
-"""A chain of steps from one FP32 artifact: each step's result is kept by content, so nothing is made twice."""
+"""A chain of steps from one FP32 artifact; results are kept by content, so that nothing is made twice."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tritonsmith import onnx_model
@@ -39,7 +39,7 @@ class Material:
     metric: Metric | None = None
     max_drop: float | None = None
     source: str | None = None  # what `convert` made the teacher of
-    convert: ConvertOptions = ConvertOptions()
+    convert: ConvertOptions = field(default_factory=ConvertOptions)
 
 
 def run_chain(
@@ -120,9 +120,17 @@ def check_roles(material: Material, evaluation: Samples | None) -> None:
 
 
 def _parts(spec: StepSpec, artifact: Artifact, material: Material) -> Json:
-    """All that the result of a step depends on."""
-    data = {"calibration": material.calibration, "training": material.training, "tuning": material.tuning}
-    from_source = isinstance(spec, steps.PruneTorch) and material.source is not None
+    """All that the result of a step depends on, and nothing else."""
+    trains = isinstance(spec, steps.Trained) and spec.epochs > 0
+    weighs = isinstance(spec, (steps.Prune, steps.PruneTorch)) and spec.importance == "taylor"
+    mixes = isinstance(spec, steps.Quantize) and spec.mixed
+    data = {
+        "calibration": material.calibration,
+        "training": material.training if trains or weighs else None,
+        "tuning": material.tuning if trains or mixes else None,
+    }
+    chooses = trains or mixes
+    source = material.source if isinstance(spec, steps.PruneTorch) else None
     student = spec.student if isinstance(spec, steps.Distill) else None
     return {
         "step": json_from_spec(spec),
@@ -131,9 +139,9 @@ def _parts(spec: StepSpec, artifact: Artifact, material: Material) -> Json:
         "batched": artifact.batched,
         "engine": material.engine,
         "data": {role: None if samples is None else samples.sha256 for role, samples in data.items()},
-        "metric": None if material.metric is None else material.metric.text,
-        "max_drop": material.max_drop,
-        "source": source_sha256(material.source) if from_source and material.source else None,
+        "metric": material.metric.text if material.metric is not None and chooses else None,
+        "max_drop": material.max_drop if mixes else None,
+        "source": None if source is None else source_sha256(source),
         "student": None if student is None else source_sha256(student),
         "convert": asdict(material.convert),
     }

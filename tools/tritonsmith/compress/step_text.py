@@ -61,7 +61,7 @@ def spec_from_table(table: Mapping[str, Any], *, place: str) -> StepSpec:
         RecipeError: an unknown step or key, a value of another type or out of its range.
     """
     kind = table.get("step")
-    if kind not in SPECS:
+    if not isinstance(kind, str) or kind not in SPECS:
         raise RecipeError(
             f"{place}.step names no step", found=kind if kind is not None else "nothing",
             expected=", ".join(SPECS), fix=_did_you_mean(str(kind), list(SPECS)),
