@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,30 +54,41 @@ class SpeedRatio:
 
 
 def compare_speed(baseline: Session, candidate: Session, inputs: Inputs, *, batch_size: int) -> SpeedRatio:
-    """Time both models in alternating rounds, so that a change of the machine's pace meets both.
+    """How many times as fast as `baseline` the `candidate` is, as `compare_speeds` measures it."""
+    return compare_speeds(baseline, (candidate,), inputs, batch_size=batch_size)[0]
+
+
+def compare_speeds(
+    baseline: Session, candidates: Sequence[Session], inputs: Inputs, *, batch_size: int
+) -> tuple[SpeedRatio, ...]:
+    """Time all models in alternating rounds, so that a change of the machine's pace meets each of them.
 
     The order within a round alternates too. The interval of the median is that of order statistics
     (Hahn and Meeker, Statistical Intervals, 5.2), which takes no distribution for granted.
     """
-    pair = (baseline, candidate)
-    counts = [_runs_per_round(session, inputs) for session in pair]
-    longest = max(ROUND_S, *(_time_runs(session, inputs, 1) for session in pair))
+    sessions = (baseline, *candidates)
+    counts = [_runs_per_round(session, inputs) for session in sessions]
+    longest = max(ROUND_S, *(_time_runs(session, inputs, 1) for session in sessions))
     rounds = int(np.clip(LONGEST_S / (2 * longest), FEWEST_ROUNDS, ROUNDS)) | 1  # odd: one in the middle
-    times = np.empty((rounds, 2))
+    times = np.empty((rounds, len(sessions)))
     for index in range(rounds):
-        for side in (0, 1) if index % 2 == 0 else (1, 0):
-            times[index, side] = _time_runs(pair[side], inputs, counts[side]) / counts[side]
-    ratios = np.sort(times[:, 0] / times[:, 1])
+        for side in range(len(sessions))[:: 1 if index % 2 == 0 else -1]:
+            times[index, side] = _time_runs(sessions[side], inputs, counts[side]) / counts[side]
+    return tuple(_ratio_from(times[:, 0], times[:, side], batch_size) for side in range(1, len(sessions)))
+
+
+def _ratio_from(baseline_s: NDArray[Any], candidate_s: NDArray[Any], batch_size: int) -> SpeedRatio:
+    rounds = len(baseline_s)
+    ratios = np.sort(baseline_s / candidate_s)
     reach = int(np.ceil(0.98 * np.sqrt(rounds)))  # 1.96 standard deviations of a binomial of one half
     middle = rounds // 2
-    medians = np.median(times, axis=0) * 1e3
     return SpeedRatio(
         ratio=float(np.median(ratios)),
         low=float(ratios[max(0, middle - reach)]),
         high=float(ratios[min(rounds - 1, middle + reach)]),
         rounds=rounds,
-        baseline_ms=float(medians[0]),
-        candidate_ms=float(medians[1]),
+        baseline_ms=float(np.median(baseline_s) * 1e3),
+        candidate_ms=float(np.median(candidate_s) * 1e3),
         batch_size=batch_size,
     )
 
