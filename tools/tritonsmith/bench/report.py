@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from tritonsmith.artifact import Json
+from tritonsmith import html
 from tritonsmith.bench import plots
 from tritonsmith.bench.measure import BenchResult
 from tritonsmith.console import human_bytes
@@ -16,29 +16,6 @@ from tritonsmith.files import write_text_atomically
 from tritonsmith.render import CANDIDATE_COLUMNS, candidate_rows
 
 REPORT, RESULTS = "report.html", "bench.json"
-STYLE = """
-:root { color-scheme: light; --ink: #1f2933; --soft: #52606d; --line: #d9dee4; }
-:root { --good: #0b6e4f; --bad: #b3261e; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); }
-body { max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-p, td, th { overflow-wrap: anywhere; }
-.soft { color: var(--soft); }
-.tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; flex: 1 1 9rem; }
-.tile b { display: block; font-size: 1.35rem; }
-.tile span { color: var(--soft); font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; border-bottom: 2px solid var(--line); padding: .3rem .6rem; white-space: nowrap; }
-td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; vertical-align: top; }
-.ok { color: var(--good); font-weight: 600; }
-.failed { color: var(--bad); font-weight: 600; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; }
-.plots { margin-top: 1rem; }
-.plots svg { flex: 1 1 440px; max-width: min(100%, 530px); height: auto; }
-"""
 
 
 def write_report(
@@ -61,20 +38,14 @@ def write_report(
             f'<p class="soft">{escape(str(machine["cpu"]))}, {machine["cpu_count"]} cores, '
             f"{escape(str(machine['system']))}; {escape(benches[0].measured_at)}</p>"
         )
-    tiles = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in summary)
-    parts.append(f'<div class="tiles">{tiles}</div>')
+    parts.append(html.tiles(summary))
     for build in builds:
         parts += _build_section(build)
     for validation in validations:
         parts += _validation_section(validation)
     for result in benches:
         parts += _bench_section(result)
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>{''.join(parts)}</body></html>\n"
-    )
-    write_text_atomically(path, page)
+    write_text_atomically(path, html.page(title, parts))
 
 
 def write_bench(result: BenchResult, folder: Path) -> None:
@@ -102,7 +73,7 @@ def _build_section(build: Mapping[str, Any]) -> list[str]:
     parts = [f"<h2>Built: {escape(build['name'])} version {build['version']}</h2>"]
     parts.append(f'<p class="soft">from {escape(build["source"])} to {escape(build["path"])}</p>')
     if build["candidates"]:
-        parts.append(_table(CANDIDATE_COLUMNS, candidate_rows(build)))
+        parts.append(html.table(CANDIDATE_COLUMNS, candidate_rows(build)))
     steps = [
         (
             step["name"],
@@ -115,7 +86,7 @@ def _build_section(build: Mapping[str, Any]) -> list[str]:
         if step["bytes_after"]  # an ensemble has no file of its own
     ]
     if steps:
-        parts.append(_table(("step", "bytes before", "bytes after", "factor", "time"), steps))
+        parts.append(html.table(("step", "bytes before", "bytes after", "factor", "time"), steps))
     return parts
 
 
@@ -127,8 +98,8 @@ def _validation_section(validation: Mapping[str, Any]) -> list[str]:
     metric = validation["metric"]
     if metric is not None:
         parts.append(
-            f"<p>{escape(metric['metric'])} through the endpoint: {_number(metric['candidate'])}, "
-            f"before: {_number(metric['baseline'])}, on {metric['samples']} samples</p>"
+            f"<p>{escape(metric['metric'])} through the endpoint: {html.number(metric['candidate'])}, "
+            f"before: {html.number(metric['baseline'])}, on {metric['samples']} samples</p>"
         )
     rows = [
         (
@@ -139,14 +110,14 @@ def _validation_section(validation: Mapping[str, Any]) -> list[str]:
             check["against"],
             str(check["samples_count"]),
             str(check["values_count"]),
-            _number(check["max_abs_error"]),
-            "-" if check["tolerance"] is None else _number(check["tolerance"]),
+            html.number(check["max_abs_error"]),
+            "-" if check["tolerance"] is None else html.number(check["tolerance"]),
         )
         for check in validation["checks"]
     ]
     columns = ("", "over", "mode", "output", "against", "samples", "values", "largest error", "tolerance")
-    parts.append(_table(columns, rows))
-    parts += [f'<p class="soft">{escape(note)}</p>' for note in validation["notes"]]
+    parts.append(html.table(columns, rows))
+    parts += [html.soft(note) for note in validation["notes"]]
     return parts
 
 
@@ -167,28 +138,10 @@ def _bench_section(result: BenchResult) -> list[str]:
         for level in result.levels
     ]
     columns = ("concurrency", "inferences/s", "rounds", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "")
-    parts.append(_table(columns, rows))
+    parts.append(html.table(columns, rows))
     drawn = (plots.plot_throughput(result), plots.plot_latency(result), plots.plot_split(result))
-    parts.append(f'<div class="plots">{"".join(drawn)}</div>')
-    parts += [f'<p class="soft">{escape(note)}</p>' for note in result.notes]
+    parts.append(html.plots(drawn))
+    parts += [html.soft(note) for note in result.notes]
     if any(level.unstable for level in result.levels):
         parts.append('<p class="soft">* the rounds differ by more than 10 %</p>')
     return parts
-
-
-def _table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td{_class(cell)}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _class(cell: str) -> str:
-    if cell in ("ok", "chosen"):
-        return ' class="ok"'
-    return ' class="failed"' if cell == "FAILED" else ""
-
-
-def _number(value: Json) -> str:
-    return f"{value:.4g}" if isinstance(value, float | int) else "-"
