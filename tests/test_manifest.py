@@ -27,7 +27,7 @@ def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
     assert text_from_manifest(manifest) == text
     assert manifest.inputs == PAYLOAD_ARTIFACT.inputs
     assert manifest.steps[0].measured == {"max_abs_error": 1e-7}
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}]
     assert next(iter(record)) == "schema"
 
@@ -35,7 +35,7 @@ def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema": 2}, "another schema"),
+        ({"schema": 1}, "another schema"),
         ({"schema": None}, "another schema"),
         ({"version": "1"}, "damaged"),
         ({"version": True}, "damaged"),
@@ -56,7 +56,7 @@ def test_what_it_does_not_know_it_refuses(
     assert str(path) in error.value.what
 
 
-@pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files"])
+@pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files", "ledger"])
 def test_a_missing_field(tmp_path: Path, record: dict[str, Any], key: str) -> None:
     del record[key]
     (tmp_path / "manifest.json").write_text(json.dumps(record))

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 BATCH_AXIS = "batch"
 
 
@@ -55,7 +55,7 @@ class Artifact:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batched: bool  # axis 0 of every input and output is BATCH_AXIS, and each row is answered by itself
-    precision: str  # "fp32", "fp16", "int8"
+    precision: str  # "fp32", "fp16", "bf16", "int8", "int4"
     steps: tuple[Step, ...]
 
 
@@ -79,6 +79,7 @@ class Manifest:
     candidates: tuple[Mapping[str, Json], ...]
     # config.pbtxt, labels and warm-up files in the model's folder, as this publish wrote them -> sha256
     model_files: Mapping[str, str] = field(default_factory=dict)
+    ledger: Mapping[str, Json] | None = None  # of a chain of compression steps
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tritonsmith.artifact import MANIFEST_SCHEMA, Json, Manifest, Step, TensorSpec
+from tritonsmith.artifact import MANIFEST_SCHEMA, Artifact, Json, Manifest, Step, TensorSpec
 from tritonsmith.errors import RepositoryError
 
 MANIFEST_NAME = "manifest.json"
@@ -33,6 +33,29 @@ def json_from_tensor(spec: TensorSpec) -> dict[str, Json]:
 def json_from_step(step: Step) -> dict[str, Json]:
     """A step of the lineage as manifest.json writes it."""
     return asdict(step)
+
+
+def json_from_artifact(artifact: Artifact) -> dict[str, Json]:
+    """An artifact as a record of what it is; where it lies is left out."""
+    return {name: value for name, value in asdict(artifact).items() if name != "path"}
+
+
+def artifact_from_json(record: Mapping[str, Any], path: Path) -> Artifact:
+    """The artifact at `path` of its record.
+
+    Raises:
+        KeyError, TypeError, ValueError: a field that is missing, unknown or of another type.
+    """
+    _check_fields(Artifact, {**record, "path": path})
+    return Artifact(
+        path=path,
+        format=_typed(record, "format", str),
+        inputs=_each(record["inputs"], _spec_from),
+        outputs=_each(record["outputs"], _spec_from),
+        batched=_typed(record, "batched", bool),
+        precision=_typed(record, "precision", str),
+        steps=_each(record["steps"], _step_from),
+    )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -81,6 +104,7 @@ def _manifest_from(record: Mapping[str, Any]) -> Manifest:
         gate=record["gate"],
         candidates=_each(record["candidates"], dict),
         model_files=_digests(record["model_files"]),
+        ledger=record["ledger"],
     )
 
 

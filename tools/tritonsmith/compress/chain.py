@@ -13,9 +13,10 @@ from tritonsmith.compress import steps
 from tritonsmith.compress.calibration import row_hashes
 from tritonsmith.compress.step_text import json_from_spec, text_from_spec
 from tritonsmith.compress.steps import StepSpec
-from tritonsmith.compress.store import keep_step
+from tritonsmith.compress.store import keep_artifact
 from tritonsmith.errors import CompressionError, SamplesError
-from tritonsmith.ingest import source_sha256
+from tritonsmith.ingest import convert, source_sha256
+from tritonsmith.ingest.detect import detect_kind
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import Metric
 from tritonsmith.samples import Samples
@@ -60,11 +61,29 @@ def run_chain(
             return apply_step(spec, before, material, out, checkpoint=checkpoint, say=say)
 
         say(f"step {number} of {len(specs)}: {text_from_spec(spec)}")
-        artifact, kept = keep_step(store, _parts(spec, before, material), before, make, say=say)
+        artifact, kept = keep_artifact(store, _parts(spec, before, material), make, say=say)
         if kept:
             say(f"step {number} was made before, and is taken from {artifact.path.parent}")
         artifacts.append(artifact)
     return tuple(artifacts)
+
+
+def convert_once(
+    source: str, options: ConvertOptions, *, store: Path, folder: Path, say: Say = lambda _: None
+) -> Artifact:
+    """The FP32 artifact of `convert`, kept by content.
+
+    What a PyTorch factory reads while it runs cannot be known, so it is asked each time; its model goes to
+    `folder`.
+    """
+    if detect_kind(source) == "torch-factory":
+        return convert(source, folder / "model.onnx", options, say=say)
+
+    def make(out: Path, _checkpoint: Path) -> Artifact:
+        return convert(source, out, options, say=say)
+
+    parts: Json = {"source": source_sha256(source), "convert": asdict(options)}
+    return keep_artifact(store, parts, make, say=say)[0]
 
 
 def check_order(specs: Sequence[StepSpec], material: Material) -> None:

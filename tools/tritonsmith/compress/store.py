@@ -1,6 +1,6 @@
 """Results of steps, kept by content: the same step on the same model with the same data is done once.
 
-    <store>/<key>/result/    model.onnx (with its data file), step.json
+    <store>/<key>/result/    model.onnx (with its data file), artifact.json
     <store>/<key>/work/      checkpoints of a step that is not done
 
 The key is a hash of the step's options, the model, the data that steps see, the tools and the processor's
@@ -15,18 +15,22 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tritonsmith import __version__, onnx_model
-from tritonsmith.artifact import Artifact, Json, Step, tool_versions
+from tritonsmith.artifact import Artifact, Json, tool_versions
 from tritonsmith.compress.arithmetic import detect_arithmetic
-from tritonsmith.errors import RepositoryError
+from tritonsmith.errors import RepositoryError, SourceError
 from tritonsmith.files import existing_parent, write_text_atomically
+from tritonsmith.manifest import artifact_from_json, json_from_artifact
 
 MODEL_NAME = "model.onnx"
-STEP_NAME = "step.json"
-TOOLS = ("numpy", "onnx", "onnxruntime", "openvino", "torch", "torch-pruning", "transformers")
+RECORD_NAME = "artifact.json"
+TOOLS = (
+    *("keras", "numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "openvino", "tensorflow-cpu"),
+    *("tf2onnx", "torch", "torch-pruning", "transformers"),
+)
 
 Say = Callable[[str], None]
 
@@ -42,17 +46,12 @@ def key_of(parts: Json) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def keep_step(
-    store: Path,
-    parts: Json,
-    artifact: Artifact,
-    make: Callable[[Path, Path], Artifact],
-    *,
-    say: Say = lambda _: None,
+def keep_artifact(
+    store: Path, parts: Json, make: Callable[[Path, Path], Artifact], *, say: Say = lambda _: None
 ) -> tuple[Artifact, bool]:
     """The kept result for `parts`, or that of `make(out, checkpoint)`, kept from now on.
 
-    Returns the artifact, with the lineage of `artifact` and one step more, and whether it was there.
+    Returns the artifact with its lineage, and whether it was there already.
 
     Raises:
         RepositoryError: the store cannot be written, or holds a damaged result.
@@ -61,33 +60,35 @@ def keep_step(
     with _locked(folder, say):
         result = folder / "result"
         if result.is_dir():
-            return _read(result, artifact), True
+            return _read(result), True
         checkpoint, staged = folder / "work" / "checkpoint", folder / "work" / "result"
         shutil.rmtree(staged, ignore_errors=True)
         checkpoint.mkdir(parents=True, exist_ok=True)
         staged.mkdir()
         made = make(staged / MODEL_NAME, checkpoint)
-        record = {"precision": made.precision, "step": asdict(made.steps[-1])}
-        write_text_atomically(staged / STEP_NAME, json.dumps(record, indent=1) + "\n")
+        record = json.dumps(json_from_artifact(made), indent=1)
+        write_text_atomically(staged / RECORD_NAME, record + "\n")
         staged.replace(result)
         shutil.rmtree(folder / "work", ignore_errors=True)
     return replace(made, path=result / MODEL_NAME), False
 
 
-def _read(result: Path, artifact: Artifact) -> Artifact:
-    try:
-        record = json.loads((result / STEP_NAME).read_text(encoding="utf-8"))
-        step = Step(**record["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RepositoryError(
-            f"{result} is damaged", found=error, fix=f"remove {result.parent}, and it is made again"
-        ) from error
+def _read(result: Path) -> Artifact:
     path = result / MODEL_NAME
-    if onnx_model.model_sha256(path) != step.output_sha256:
-        raise RepositoryError(
-            f"{path} is not what was written", fix=f"remove {result.parent}, and it is made again"
-        )
-    return replace(artifact, path=path, precision=record["precision"], steps=(*artifact.steps, step))
+    try:
+        record = json.loads((result / RECORD_NAME).read_text(encoding="utf-8"))
+        artifact = artifact_from_json(record, path)
+        found = onnx_model.model_sha256(path)
+    except (OSError, ValueError, KeyError, TypeError, SourceError) as error:
+        raise _damaged(result, error) from error
+    if found != artifact.steps[-1].output_sha256:
+        raise _damaged(result, "the model is not what was written")
+    return artifact
+
+
+def _damaged(result: Path, found: object) -> RepositoryError:
+    fix = f"remove {result.parent}, and it is made again"
+    return RepositoryError(f"{result} is damaged", found=found, fix=fix)
 
 
 @contextmanager
