@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tritonsmith import recipe
+from tritonsmith.compress.goal import SearchGoal
+from tritonsmith.compress.steps import Prune, Quantize
 from tritonsmith.errors import RecipeError
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.recipe import BuildRequest, load_recipe
@@ -27,7 +29,7 @@ def write(folder: Path, text: str) -> Path:
 
 def documented_example() -> str:
     assert recipe.__doc__ is not None
-    return textwrap.dedent(recipe.__doc__.partition("folder:\n")[2].partition("A file cannot")[0])
+    return textwrap.dedent(recipe.__doc__.partition("folder:\n")[2].partition("Instead of a precision")[0])
 
 
 def test_the_documented_example(tmp_path: Path) -> None:
@@ -39,6 +41,8 @@ def test_the_documented_example(tmp_path: Path) -> None:
         repository=Path("models"),
         precision="auto",
         calibration=tmp_path / "calibration.npz",
+        training=tmp_path / "training.npz",
+        tuning=tmp_path / "tuning.npz",
         evaluation=tmp_path / "evaluation.npz",
         metric="accuracy",
         max_drop=0.01,
@@ -68,6 +72,54 @@ def test_the_documented_example(tmp_path: Path) -> None:
     )
     assert loaded.builds == (build,)
     assert loaded.ensembles == (ensemble,)
+
+
+def documented_tables(start: str, end: str) -> str:
+    assert recipe.__doc__ is not None
+    text = recipe.__doc__.partition("Instead of a precision")[2]
+    return textwrap.dedent("    " + start + text.partition(start)[2].partition(end)[0])
+
+
+def test_the_documented_steps(tmp_path: Path) -> None:
+    text = MODEL + documented_tables("[[compress]]", "    [search]")
+    (build,) = load_recipe(write(tmp_path, text), repository=Path("models")).builds
+    assert build.steps == (Prune(flops=0.25, epochs=8), Quantize())
+    assert build.search is None
+
+
+def test_the_documented_search(tmp_path: Path) -> None:
+    text = MODEL + "[accuracy]\nmax_drop = 0.01\n" + documented_tables("[search]", "A file cannot")
+    (build,) = load_recipe(write(tmp_path, text), repository=Path("models")).builds
+    assert build.search == SearchGoal(
+        max_drop=0.01,
+        size_at_most_bytes=30_000,
+        speed_at_least=3.0,
+        max_candidates=16,
+        budget_s=1200,
+        epochs=20,
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "match"),
+    [
+        ('[[compress]]\nstep = "prun"\nflops = 0.5\n', r"compress\[0\].step names no step"),
+        ('[[compress]]\nstep = "prune"\n', r"compress\[0\] needs to know how much"),
+        ('[[compress]]\nstep = "prune"\nflop = 0.5\n', r"compress\[0\].flop is no option of prune"),
+        ('[[compress]]\nstep = "prune"\nflops = 1.5\n', r"compress\[0\].flops is out of range"),
+        ('[[compress]]\nstep = "quantize"\nmixed = 1\n', r"compress\[0\].mixed has the wrong type"),
+        ('[[compress]]\nstep = "share-rows"\n', r"compress\[0\].rows is missing"),
+        ('[[compress]]\nstep = "distill"\nepochs = 1\nstudent = "m.n:f"\n', "student names Python code"),
+        ('[compress]\nstep = "quantize"\n', "compress has the wrong type"),
+        ('[[compress]]\nstep = "quantize"\n[search]\n', "search beside compress"),
+        ("[search]\n", "needs accuracy.max_drop"),
+        ('[search]\nsize_at_most = "30 kilo"\n[accuracy]\nmax_drop = 0\n', "size_at_most is no size"),
+        ("[search]\nspeed_at_least = 0.0\n[accuracy]\nmax_drop = 0\n", "--speed-at-least 0.0 is no bound"),
+    ],
+)
+def test_mistakes_in_steps_and_search(tmp_path: Path, tables: str, match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        load_recipe(write(tmp_path, MODEL + tables), repository=Path("models"))
 
 
 def test_the_least(tmp_path: Path) -> None:

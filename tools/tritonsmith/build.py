@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +20,16 @@ from tritonsmith.repository.config import check_config_table
 from tritonsmith.repository.entry import Entry, check_repository, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
 from tritonsmith.samples import check_npz
+from tritonsmith.server.provision import cache_folder
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2
 
     from tritonsmith.candidates import Candidate, Goal
+    from tritonsmith.chain_build import Chain
+    from tritonsmith.compress.ledger import Ledger
     from tritonsmith.metrics import Metric
+    from tritonsmith.samples import Samples
 
 Say = Callable[[str], None]
 
@@ -56,6 +60,7 @@ class BuildReport:
             "fingerprint": manifest.fingerprint,
             "gate": manifest.gate,
             "candidates": list(manifest.candidates),
+            "ledger": manifest.ledger,
             "steps": [
                 {
                     "name": step.name,
@@ -93,12 +98,44 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
     with TemporaryDirectory(prefix="tritonsmith-build-") as temporary:
         folder = Path(temporary)
         fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
-        goal = _goal(request, fp32, metric)
-        candidates = make_candidates(fp32, goal, folder, say=say)
-        candidates = judge_candidates(candidates, goal, say=say)
+        goal, data = _goal(request, fp32, metric)
+        ledger = None
+        if request.steps:
+            chain = _chain(request, fp32, goal, data, folder, say)
+            candidates, ledger = list(chain.candidates), chain.ledger
+        else:
+            candidates = make_candidates(fp32, goal, folder, say=say)
+            candidates = judge_candidates(candidates, goal, say=say)
         candidates = choose(candidates, goal)
-        entry = _publish(request, candidates, fingerprint, say)
+        entry = _publish(request, candidates, fingerprint, ledger, say)
     return BuildReport(entry=entry, unchanged=False, duration_s=time.perf_counter() - began_s)
+
+
+def _chain(
+    request: BuildRequest,
+    fp32: Artifact,
+    goal: Goal,
+    data: Mapping[str, Samples | None],
+    folder: Path,
+    say: Say,
+) -> Chain:
+    from tritonsmith.chain_build import make_chain, material_from
+
+    material = material_from(
+        fp32,
+        data,
+        engine=request.backend,
+        metric=goal.metric,
+        max_drop=request.max_drop,
+        source=request.source,
+        convert=request.convert,
+    )
+    return make_chain(request.steps, material, goal, folder, store=step_store(), say=say)
+
+
+def step_store() -> Path:
+    """Where the results of compression steps are kept, by content."""
+    return cache_folder() / "steps"
 
 
 def build_recipe(
@@ -140,7 +177,7 @@ def check_request(request: BuildRequest) -> None:
     check_name(request.name)
     check_version(request.version)
     check_repository(request.repository)
-    for samples in (request.calibration, request.evaluation):
+    for samples in (request.calibration, request.training, request.tuning, request.evaluation):
         if samples is not None:
             check_npz(samples)
     check_config_table(request.config)
@@ -158,9 +195,9 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(
             "--evaluation needs --metric", expected="what to measure, such as accuracy or cosine"
         )
-    elif request.precision != "fp32" and request.max_drop is None:
+    elif (request.steps or request.precision != "fp32") and request.max_drop is None:
         raise UsageError(
-            f"--precision {request.precision} needs --max-drop",
+            f"{_wish(request)} needs --max-drop",
             expected="how much worse the metric may become; 0.01 of accuracy is one percentage point",
         )
 
@@ -168,12 +205,16 @@ def check_request(request: BuildRequest) -> None:
 def _check_without_evaluation(request: BuildRequest) -> None:
     if request.metric is not None or request.max_drop is not None:
         raise UsageError("--metric and --max-drop need --evaluation", expected="samples to measure on")
-    if request.precision in ("int8", "auto"):
+    if request.steps or request.precision in ("int8", "auto"):
         raise UsageError(
-            f"--precision {request.precision} needs an accuracy budget",
+            f"{_wish(request)} needs an accuracy budget",
             expected="--evaluation X.npz --metric M --max-drop D",
             fix="where there are no labels, --metric cosine compares with the FP32 model",
         )
+
+
+def _wish(request: BuildRequest) -> str:
+    return "a chain of steps" if request.steps else f"--precision {request.precision}"
 
 
 def _refuse_published(request: BuildRequest) -> None:
@@ -196,11 +237,13 @@ def _metric(request: BuildRequest) -> Metric | None:
     return metric
 
 
-def _goal(request: BuildRequest, fp32: Artifact, metric: Metric | None) -> Goal:
+def _goal(
+    request: BuildRequest, fp32: Artifact, metric: Metric | None
+) -> tuple[Goal, dict[str, Samples | None]]:
     from tritonsmith.candidates import Goal, check_labels
+    from tritonsmith.chain_build import ROLES, load_roles
     from tritonsmith.repository.config import config_from_artifact
     from tritonsmith.repository.labels import labels_from_files
-    from tritonsmith.samples import load_samples
 
     # A configuration that Triton would refuse is found before the long work.
     labels = labels_from_files(request.labels, fp32.outputs)
@@ -212,15 +255,12 @@ def _goal(request: BuildRequest, fp32: Artifact, metric: Metric | None) -> Goal:
         extra=request.config,
         labels=labels.names,
     )
-    data = {
-        role: None if path is None else load_samples(path, fp32.inputs, batched=fp32.batched)
-        for role, path in (("calibration", request.calibration), ("evaluation", request.evaluation))
-    }
+    data = load_roles({role: getattr(request, role) for role in ROLES}, fp32)
     evaluation = data["evaluation"]
     if metric is not None and evaluation is not None:
         check_labels(evaluation, metric)
-    return Goal(
-        precision=request.precision,
+    goal = Goal(
+        precision="chain" if request.steps else request.precision,
         engine=request.backend,
         max_batch_size=config.max_batch_size if fp32.batched else 0,
         inference_precision=served_precision(request.backend, config),
@@ -229,6 +269,7 @@ def _goal(request: BuildRequest, fp32: Artifact, metric: Metric | None) -> Goal:
         metric=metric,
         max_drop=request.max_drop,
     )
+    return goal, data
 
 
 def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str | None:
@@ -240,7 +281,9 @@ def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str 
     return inference_precision({key: value.string_value for key, value in config.parameters.items()})
 
 
-def _publish(request: BuildRequest, candidates: list[Candidate], fingerprint: str, say: Say) -> Entry:
+def _publish(
+    request: BuildRequest, candidates: list[Candidate], fingerprint: str, ledger: Ledger | None, say: Say
+) -> Entry:
     from tritonsmith.repository.config import config_from_artifact
     from tritonsmith.repository.labels import labels_from_files
     from tritonsmith.repository.warmup import warmup_from_samples
@@ -274,6 +317,7 @@ def _publish(request: BuildRequest, candidates: list[Candidate], fingerprint: st
         steps=artifact.steps,
         gate=None if chosen.gate is None else chosen.gate.json(),
         candidates=tuple(candidate.json() for candidate in candidates),
+        ledger=None if ledger is None else ledger.json(),
     )
     say(f"publishing {chosen.name} as {request.name}")
     return publish(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.errors import CompressionError, EngineError, GateRefused, SamplesError, UsageError
 from tritonsmith.gate import GateReport, judge, predict
@@ -26,7 +27,7 @@ BATCHES = (1, 2, 3)  # and the largest that is served
 class Goal:
     """What candidates are made and judged for."""
 
-    precision: str  # "fp32", "fp16", "int8", "auto"
+    precision: str  # "fp32", "fp16", "int8", "auto", or "chain" where steps are asked for
     engine: str
     max_batch_size: int  # 0: no batch axis
     inference_precision: str | None  # what OpenVINO serves floats in; None: its own choice
@@ -103,6 +104,20 @@ def make_candidates(fp32: Artifact, goal: Goal, folder: Path, *, say: Say) -> li
             if goal.precision != "auto":
                 raise
             candidates.append(replace(candidate, refusal=_reason_of(error)))
+    return candidates
+
+
+def chain_candidates(
+    fp32: Artifact, artifacts: Sequence[Artifact], goal: Goal, folder: Path, *, say: Say
+) -> list[Candidate]:
+    """The FP32 model and the artifact after each step of a chain, each in a folder of its own."""
+    candidates = [_served(Candidate(name="fp32", precision=fp32.precision), fp32, goal, folder, say)]
+    for number, artifact in enumerate(artifacts, 1):
+        target = folder / f"step-{number}"
+        target.mkdir()
+        own = replace(artifact, path=onnx_model.copy_model(artifact.path, target / "model.onnx"))
+        name = f"{number} {artifact.steps[-1].name}"
+        candidates.append(_served(Candidate(name=name, precision=artifact.precision), own, goal, target, say))
     return candidates
 
 
@@ -213,8 +228,6 @@ def _served(
     candidate: Candidate, artifact: Artifact, goal: Goal, folder: Path, say: Say, *, half: bool = False
 ) -> Candidate:
     """The candidate in the format that the engine's backend serves, alone in its folder."""
-    from tritonsmith import onnx_model
-
     if goal.engine == "openvino":
         from tritonsmith.engines.openvino_ir import ir_bytes, save_openvino
 
@@ -311,6 +324,8 @@ def _merit(candidate: Candidate, fp32: Candidate) -> float:
 
 
 def _lost(candidate: Candidate, best: Candidate, goal: Goal) -> str:
+    if goal.precision == "chain":
+        return "a step on the way"
     if goal.precision != "auto":
         return f"{goal.precision} was asked for"
     return f"{best.name} gains more in speed times size"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tritonsmith import __version__
 from tritonsmith.artifact import Json, sha256_of, tool_versions
+from tritonsmith.compress.step_text import json_from_spec
+from tritonsmith.compress.steps import Distill
 from tritonsmith.errors import SamplesError, UsageError
 from tritonsmith.ingest import source_sha256
 from tritonsmith.metrics import metric_module
@@ -23,15 +25,20 @@ from tritonsmith.user_code import files_of_module
 
 TOOLS = (
     *("h5py", "keras", "ml-dtypes", "numpy", "onnx", "onnxruntime", "onnxscript", "onnxslim", "openvino"),
-    *("safetensors", "tensorflow", "tensorflow-cpu", "tf-keras", "tf2onnx", "torch", "transformers"),
+    *("safetensors", "tensorflow", "tensorflow-cpu", "tf-keras", "tf2onnx", "torch", "torch-pruning"),
+    "transformers",
 )
 # Where things lie does not change what is built, and what lies there is hashed.
-LEFT_OUT = ("repository", "version", "force", "source", "calibration", "evaluation", "labels")
+LEFT_OUT = (
+    *("repository", "version", "force", "source", "labels"),
+    *("calibration", "training", "tuning", "evaluation"),
+)
 
 
 def fingerprint_of(request: BuildRequest, *, arithmetic: dict[str, Json]) -> str:
     """A SHA-256 of the source, the options, the data, the tools and the processor's INT8 arithmetic."""
     options = {name: value for name, value in asdict(request).items() if name not in LEFT_OUT}
+    options["steps"] = [json_from_spec(spec) for spec in request.steps]
     if request.warmup is not None:
         options["warmup"] = {**options["warmup"], "samples": None}
     parts = {
@@ -42,13 +49,23 @@ def fingerprint_of(request: BuildRequest, *, arithmetic: dict[str, Json]) -> str
         "options": options,
         "source": source_sha256(request.source),
         "files": {role: sha256_of(path) for role, path in _files(request).items()},
+        "students": [
+            source_sha256(spec.student)
+            for spec in request.steps
+            if isinstance(spec, Distill) and spec.student is not None
+        ],
         "modules": _modules(request),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _files(request: BuildRequest) -> dict[str, Path]:
-    roles: dict[str, Path | None] = {"calibration": request.calibration, "evaluation": request.evaluation}
+    roles: dict[str, Path | None] = {
+        "calibration": request.calibration,
+        "training": request.training,
+        "tuning": request.tuning,
+        "evaluation": request.evaluation,
+    }
     if request.warmup is not None:
         roles["warmup"] = request.warmup.samples
     roles |= {f"labels {output} {path.name}": path for output, path in request.labels.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -95,6 +96,15 @@ def model_files(path: Path) -> tuple[Path, ...]:
             raise SourceError(f"{path} keeps weights in a file that is missing", found=name)
         files.append(file)
     return tuple(files)
+
+
+def copy_model(path: Path, target: Path) -> Path:
+    """Copy a model with its data files, which keep their names, to `target`, the model itself last."""
+    first, *others = model_files(path)
+    for file in others:
+        shutil.copyfile(file, target.parent / file.name)
+    shutil.copyfile(first, target)
+    return target
 
 
 def model_bytes(path: Path) -> int:

@@ -6,7 +6,7 @@ A recipe holds a [model], any number of [[ensemble]], or both; paths start from 
     name = "digits"                  # the model's folder in the repository
     source = "digits.h5"             # what `tritonsmith convert` reads
     backend = "onnxruntime"          # or "openvino"
-    precision = "auto"               # "fp32", "fp16", "int8" or "auto"
+    precision = "auto"               # "fp32", "fp16", "int8" or "auto"; none beside [[compress]] or [search]
     max_batch_size = 32              # 0: no batching
     version = 1                      # left out: the next one
 
@@ -17,7 +17,9 @@ A recipe holds a [model], any number of [[ensemble]], or both; paths start from 
 
     [accuracy]
     calibration = "calibration.npz"  # INT8 ranges
-    evaluation = "evaluation.npz"    # other samples, with labels under `target`
+    training = "training.npz"        # for steps that train, with labels under `target` if there are any
+    tuning = "tuning.npz"            # other samples, for choices made on the way
+    evaluation = "evaluation.npz"    # other samples again, with labels under `target`, to judge with
     metric = "accuracy"
     max_drop = 0.01
 
@@ -51,6 +53,24 @@ A recipe holds a [model], any number of [[ensemble]], or both; paths start from 
     [ensemble.config]                # as [config]; [ensemble.labels] as [labels]
     response_cache = {enable = true}
 
+Instead of a precision, a recipe can name compression steps in their order (compress/steps.py has each with
+its options), or bounds for a search over them:
+
+    [[compress]]
+    step = "prune"
+    flops = 0.25                     # share of the FLOPs that is left
+    epochs = 8
+
+    [[compress]]
+    step = "quantize"
+
+    [search]
+    size_at_most = "30 kB"           # or a number of bytes
+    speed_at_least = 3.0             # times the speed of FP32
+    max_candidates = 16
+    seconds = 1200                   # no candidate is begun after this
+    epochs = 20                      # of each training
+
 A file cannot ask for code to be run: what names a Python module (`custom_objects`, a metric or a source
 such as "package.module:function") needs the caller's `allow_code`.
 """
@@ -60,13 +80,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tritonsmith.artifact import Json
-from tritonsmith.errors import RecipeError, RepositoryError
+from tritonsmith.compress.goal import SearchGoal, check_goal
+from tritonsmith.compress.step_text import bytes_from, spec_from_table
+from tritonsmith.compress.steps import Distill, StepSpec
+from tritonsmith.errors import RecipeError, RepositoryError, UsageError
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import metric_module
 from tritonsmith.recipe_table import Keys, check_keys
@@ -87,8 +110,10 @@ TABLES: Keys = {
     "model": dict,
     "convert": dict,
     "accuracy": dict,
+    "compress": list,
     "config": dict,
     "labels": dict,
+    "search": dict,
     "warmup": dict,
     "ensemble": list,
 }
@@ -102,7 +127,21 @@ KEYS: Mapping[str, Keys] = {
         "version": int,
     },
     "convert": {"server": str, "opset": int, "custom_objects": str, "seed": int},
-    "accuracy": {"calibration": str, "evaluation": str, "metric": str, "max_drop": float},
+    "accuracy": {
+        "calibration": str,
+        "training": str,
+        "tuning": str,
+        "evaluation": str,
+        "metric": str,
+        "max_drop": float,
+    },
+    "search": {
+        "size_at_most": object,
+        "speed_at_least": float,
+        "max_candidates": int,
+        "seconds": float,
+        "epochs": int,
+    },
     "warmup": {"samples": str, "count": int, "batch_size": int},
     "ensemble": {
         "name": str,
@@ -129,9 +168,13 @@ class BuildRequest:
     precision: str = "fp32"  # one of PRECISIONS
     backend: str = "onnxruntime"  # one of BACKENDS
     calibration: Path | None = None
+    training: Path | None = None
+    tuning: Path | None = None
     evaluation: Path | None = None
     metric: str | None = None
     max_drop: float | None = None
+    steps: tuple[StepSpec, ...] = ()  # in their order, instead of a precision
+    search: SearchGoal | None = None  # instead of either
     max_batch_size: int | None = None  # None: chosen by repository.config
     version: int | None = None  # None: the next one
     force: bool = False
@@ -198,6 +241,12 @@ def _build_from(
     check_keys(accuracy, KEYS["accuracy"], place="accuracy", known=KEYS)
     _check_choice(model, "precision", PRECISIONS)
     _check_choice(model, "backend", BACKENDS)
+    wishes = [name for name in ("compress", "search") if name in document]
+    wishes += ["model.precision"] if "precision" in model else []
+    if len(wishes) > 1:
+        raise RecipeError(
+            f"{wishes[1]} beside {wishes[0]}", expected="one of precision, [[compress]], [search]"
+        )
     _check_least(model, "model", "max_batch_size", 0)
     _check_least(accuracy, "accuracy", "max_drop", 0)
     _check_entry(model, "model", "name")
@@ -209,14 +258,18 @@ def _build_from(
         _check_code("accuracy.metric", metric, names_code=names_code, allow_code=allow_code)
     return BuildRequest(
         name=model["name"],
-        source=_source(source, base, allow_code=allow_code),
+        source=_source(source, base, "model.source", allow_code=allow_code),
         repository=repository,
         precision=model.get("precision", "fp32"),
         backend=model.get("backend", "onnxruntime"),
         calibration=_path(accuracy, "calibration", base),
+        training=_path(accuracy, "training", base),
+        tuning=_path(accuracy, "tuning", base),
         evaluation=_path(accuracy, "evaluation", base),
         metric=metric,
         max_drop=None if "max_drop" not in accuracy else float(accuracy["max_drop"]),
+        steps=_steps_from(document.get("compress", ()), base, allow_code=allow_code),
+        search=_search_from(document.get("search"), accuracy),
         max_batch_size=model.get("max_batch_size"),
         version=model.get("version"),
         force=force,
@@ -225,6 +278,41 @@ def _build_from(
         labels=_labels_from(document.get("labels", {}), "labels", base),
         warmup=_warmup_from(document.get("warmup"), base),
     )
+
+
+def _steps_from(tables: Sequence[Mapping[str, Any]], base: Path, *, allow_code: bool) -> tuple[StepSpec, ...]:
+    specs = [spec_from_table(table, place=f"compress[{index}]") for index, table in enumerate(tables)]
+    return tuple(
+        replace(
+            spec, student=_source(spec.student, base, f"compress[{index}].student", allow_code=allow_code)
+        )
+        if isinstance(spec, Distill) and spec.student is not None
+        else spec
+        for index, spec in enumerate(specs)
+    )
+
+
+def _search_from(table: Mapping[str, Any] | None, accuracy: Mapping[str, Any]) -> SearchGoal | None:
+    if table is None:
+        return None
+    check_keys(table, KEYS["search"], place="search", known=KEYS)
+    if "max_drop" not in accuracy:
+        raise RecipeError("[search] needs accuracy.max_drop", expected="how much worse the metric may become")
+    size = table.get("size_at_most")
+    goal = SearchGoal(max_drop=float(accuracy["max_drop"]))
+    goal = replace(
+        goal,
+        size_at_most_bytes=None if size is None else bytes_from(size, "search.size_at_most"),
+        speed_at_least=table.get("speed_at_least"),
+        max_candidates=table.get("max_candidates", goal.max_candidates),
+        budget_s=table.get("seconds"),
+        epochs=table.get("epochs"),
+    )
+    try:
+        check_goal(goal)
+    except UsageError as error:
+        raise RecipeError(f"[search]: {error.what}", expected=error.expected) from error
+    return goal
 
 
 def _convert_from(table: Mapping[str, Any], *, allow_code: bool) -> ConvertOptions:
@@ -303,15 +391,15 @@ def _labels_from(table: Mapping[str, Any], place: str, base: Path) -> dict[str, 
     return {output: _located(base, file) for output, file in table.items()}
 
 
-def _source(source: str, base: Path, *, allow_code: bool) -> str:
+def _source(source: str, base: Path, place: str, *, allow_code: bool) -> str:
     """A path from the recipe's folder, or `package.module:factory` as it is."""
     if _MODULE_SOURCE.fullmatch(source) and not (base / source).exists():
-        _check_code("model.source", source, names_code=True, allow_code=allow_code)
+        _check_code(place, source, names_code=True, allow_code=allow_code)
         return source
     path = _located(base, source)
     # Without its detours, a path such as "./module:factory" reads as a factory to `convert`.
     names_code = _MODULE_SOURCE.fullmatch(str(path)) is not None and not path.exists()
-    _check_code("model.source", source, names_code=names_code, allow_code=allow_code)
+    _check_code(place, source, names_code=names_code, allow_code=allow_code)
     return str(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 import types
 import typing
@@ -52,6 +53,8 @@ CLOSED_RANGES: Mapping[str, tuple[float, float]] = {
     "rows": (1, math.inf),
 }
 BITS = (4, 8)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|kB|KB|MB|GB)")
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 def spec_from_table(table: Mapping[str, Any], *, place: str) -> StepSpec:
@@ -130,6 +133,21 @@ def text_from_spec(spec: StepSpec) -> str:
                 value, bool) else f"{value:g}" if isinstance(value, float) else str(value)  # fmt: skip
             words.append(shlex.quote(f"{field.name}={text}"))
     return " ".join(words)
+
+
+def bytes_from(size: object, place: str) -> int:
+    """A number of bytes from `30000`, `"30 kB"` or `"9.1 MB"`, in decimal units.
+
+    Raises:
+        RecipeError: anything else.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    found = _SIZE.fullmatch(size.strip()) if isinstance(size, str) else None
+    if found is None:
+        raise RecipeError(f"{place} is no size", found=repr(size), expected="such as 30000, 30 kB or 9.1 MB")
+    number, unit = found.groups()
+    return round(float(number) * _UNITS[unit.lower()])
 
 
 def _plain(hint: Any) -> Any:
