@@ -104,7 +104,7 @@ def test_the_documented_search(tmp_path: Path) -> None:
     ("tables", "match"),
     [
         ('[[compress]]\nstep = "prun"\nflops = 0.5\n', r"compress\[0\].step names no step"),
-        ('[[compress]]\nstep = "prune"\n', r"compress\[0\] needs to know how much"),
+        ('[[compress]]\nstep = "prune"\n', r"compress\[0\] prune needs to know how much"),
         ('[[compress]]\nstep = "prune"\nflop = 0.5\n', r"compress\[0\].flop is no option of prune"),
         ('[[compress]]\nstep = "prune"\nflops = 1.5\n', r"compress\[0\].flops is out of range"),
         ('[[compress]]\nstep = "quantize"\nmixed = 1\n', r"compress\[0\].mixed has the wrong type"),
