@@ -1,0 +1,88 @@
+"""What no other model beats in all of bytes, latency and accuracy, as a front and as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tritonsmith import drawing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A model on three axes; less is better on each."""
+
+    name: str
+    size_bytes: int
+    latency: float  # of one run, as a share of FP32's
+    drop: float  # how much worse the metric is than FP32's
+
+    @property
+    def axes(self) -> tuple[float, float, float]:
+        return self.size_bytes, self.latency, self.drop
+
+
+def dominates(first: Point, second: Point) -> bool:
+    """Whether `first` is nowhere worse than `second`, and better on one axis at least."""
+    pairs = list(zip(first.axes, second.axes, strict=True))
+    return all(one <= other for one, other in pairs) and any(one < other for one, other in pairs)
+
+
+def front_of(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points that no other dominates, smallest first; of equal points all stay.
+
+    After sorting, only an earlier point can dominate a later one.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: point.axes):
+        if not any(dominates(other, point) for other in front):
+            front.append(point)
+    return tuple(front)
+
+
+def plot_front(
+    points: Sequence[Point],
+    *,
+    best: str | None,
+    max_drop: float,
+    size_at_most_bytes: int | None,
+    metric: str,
+) -> str:
+    """Drop over bytes as SVG text; the colour is the speed, and what lies on the front carries its number.
+
+    Numbers are places in `points`, from 1, as in the table beside the plot.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, axes = drawing.figure("Bytes, accuracy and speed", "kB (logarithmic)", f"drop of {metric}")
+    front = {point.name for point in front_of(points)}
+    speeds = [1 / point.latency for point in points]
+    dots = axes.scatter(
+        [point.size_bytes / 1000 for point in points],
+        [point.drop for point in points],
+        c=speeds,
+        s=[70 if point.name in front else 26 for point in points],
+        cmap="viridis",
+        norm="log" if max(speeds) > min(speeds) else None,
+        edgecolors=[drawing.INK if point.name in front else "none" for point in points],
+        zorder=3,
+    )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.axhline(max_drop, color=drawing.COLOURS[2], linestyle="--", linewidth=1.2)
+    if size_at_most_bytes is not None:
+        axes.axvline(size_at_most_bytes / 1000, color=drawing.COLOURS[2], linestyle="--", linewidth=1.2)
+    for number, point in enumerate(points, 1):
+        if point.name in front:
+            axes.annotate(
+                f"{number}{' chosen' if point.name == best else ''}",
+                (point.size_bytes / 1000, point.drop),
+                xytext=(6, 5),
+                textcoords="offset points",
+                fontsize=8,
+                fontweight="bold" if point.name == best else "normal",
+            )
+    bar = figure.colorbar(dots, ax=axes, pad=0.02)
+    bar.set_label("times as fast as FP32", color=drawing.INK)
+    return drawing.svg_of(figure)
