@@ -54,9 +54,9 @@ class OnnxModule(nn.Module):
         self._wraps = dict(wraps or {})
         self.weights: dict[str, nn.Parameter] = {}
         self._constants: dict[str, str] = {}  # tensor name -> name of its buffer
-        inputs, outputs = onnx_model.signature_of(model)
-        self._inputs = tuple(spec.name for spec in inputs)
-        self._outputs = tuple(spec.name for spec in outputs)
+        initialized = {tensor.name for tensor in graph.initializer}
+        self._inputs = tuple(value.name for value in graph.input if value.name not in initialized)
+        self._outputs = tuple(value.name for value in graph.output)
         for index, wrap in enumerate(self._wraps.values()):
             if isinstance(wrap, nn.Module):
                 self.add_module(f"wrap_{index}", wrap)
