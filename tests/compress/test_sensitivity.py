@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from digits_models import make_model, split_digits, write_artifact, write_samples
-from fragile_models import FRAGILE, fragile_model
+from fragile_models import FRAGILE, fragile_model, writer_of
 from tritonsmith.compress.prepare import prepare_graph
 from tritonsmith.compress.quantize import QUANTIZED_OPS
 from tritonsmith.compress.sensitivity import (
@@ -30,15 +29,6 @@ from tritonsmith.metrics import parse_metric
 from tritonsmith.samples import Samples, load_samples
 
 Write = Callable[[frozenset[str], Path], None]
-
-
-class Images(CalibrationDataReader):
-    def __init__(self) -> None:
-        self._parts = iter(np.array_split(split_digits().train_images[:128, None], 4))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        part = next(self._parts, None)
-        return None if part is None else {"image": part}
 
 
 @pytest.fixture
@@ -59,20 +49,7 @@ def tuning(tmp_path: Path) -> Samples:
 
 @pytest.fixture
 def write(prepared: Path) -> Write:
-    def write(kept: frozenset[str], path: Path) -> None:
-        quantize_static(
-            prepared,
-            path,
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTIZED_OPS),
-            nodes_to_exclude=sorted(kept),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-
-    return write
+    return writer_of(prepared)
 
 
 def measure(write: Write, prepared: Path, tuning: Samples, folder: Path, most_runs: int) -> Sensitivity:
