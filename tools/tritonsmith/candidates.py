@@ -107,12 +107,11 @@ def make_candidates(fp32: Artifact, goal: Goal, folder: Path, *, say: Say) -> li
     return candidates
 
 
-def chain_candidates(
-    fp32: Artifact, artifacts: Sequence[Artifact], goal: Goal, folder: Path, *, say: Say
-) -> list[Candidate]:
+def chain_candidates(artifacts: Sequence[Artifact], goal: Goal, folder: Path, *, say: Say) -> list[Candidate]:
     """The FP32 model and the artifact after each step of a chain, each in a folder of its own."""
+    fp32 = artifacts[0]
     candidates = [_served(Candidate(name="fp32", precision=fp32.precision), fp32, goal, folder, say)]
-    for number, artifact in enumerate(artifacts, 1):
+    for number, artifact in enumerate(artifacts[1:], 1):
         target = folder / f"step-{number}"
         target.mkdir()
         own = replace(artifact, path=onnx_model.copy_model(artifact.path, target / "model.onnx"))

@@ -23,8 +23,9 @@ ROLES = ("calibration", "training", "tuning", "evaluation")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """The candidates, FP32 first and one after each step, and their ledger."""
+    """The artifacts, FP32 first and one after each step, the candidates made of them, and their ledger."""
 
+    artifacts: tuple[Artifact, ...]
     candidates: tuple[Candidate, ...]
     ledger: Ledger
 
@@ -81,8 +82,8 @@ def make_chain(
     Raises:
         CompressionError, SamplesError: a step that cannot be done.
     """
-    artifacts = run_chain(specs, material, store=store, say=say)
-    candidates = chain_candidates(material.teacher, artifacts, goal, folder, say=say)
+    artifacts = (material.teacher, *run_chain(specs, material, store=store, say=say))
+    candidates = chain_candidates(artifacts, goal, folder, say=say)
     candidates = judge_candidates(candidates, goal, say=say)
     say("measuring the ledger")
     samples = goal.evaluation or material.calibration or material.training
@@ -90,5 +91,5 @@ def make_chain(
         raise SamplesError(
             "there are no samples to measure latency on", expected="evaluation or calibration data"
         )
-    ledger = measure_ledger((material.teacher, *artifacts), samples, engine=goal.engine)
-    return Chain(candidates=tuple(candidates), ledger=ledger)
+    ledger = measure_ledger(artifacts, samples, engine=goal.engine)
+    return Chain(artifacts=artifacts, candidates=tuple(candidates), ledger=ledger)

@@ -14,6 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonsmith import __version__
+from tritonsmith.cli_compress import (
+    RECIPE_KEEPS,
+    add_data,
+    add_steps,
+    refuse_beside_recipe,
+    run_compress,
+    search_from,
+    steps_from,
+)
 from tritonsmith.errors import TritonsmithError, UsageError
 from tritonsmith.signals import ending_on_sigterm
 
@@ -71,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"tritonsmith {__version__}")
     verbs = root.add_subparsers(metavar="VERB", required=True)
-    for add in (_add_convert, _add_build, _add_serve, _add_validate, _add_bench, _add_infer, _add_doctor):
+    for add in (
+        *(_add_convert, _add_compress, _add_build, _add_serve),
+        *(_add_validate, _add_bench, _add_infer, _add_doctor),
+    ):
         add(verbs)
     return root
 
@@ -107,6 +119,27 @@ def run_convert(options: argparse.Namespace) -> int:
     return DONE
 
 
+# --- compress -----------------------------------------------------------------------------------------
+
+
+def _add_compress(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "compress",
+        help="a trained model to a smaller ONNX file",
+        description="Compress by steps, or search for steps that keep bounds of size, speed and accuracy. "
+        "The model is written whether it passes or not, with a record of every step beside it.",
+    )
+    _add_source(verb, recipe=True)
+    verb.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="file to write")
+    add_data(verb)
+    add_steps(verb)
+    verb.add_argument("--report", type=Path, metavar="X.html", help="write a report with its plots, too")
+    _add_conversion(verb)
+    verb.add_argument("--force", action="store_true", help="replace an existing file")
+    _add_json(verb)
+    verb.set_defaults(verb=lambda options: run_compress(options, _conversion(options)))
+
+
 # --- build --------------------------------------------------------------------------------------------
 
 
@@ -121,14 +154,8 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--name", help="model name in the repository (a recipe names its own)")
     verb.add_argument("--repository", type=Path, required=True, metavar="DIR", help="Triton model repository")
     verb.add_argument("--precision", choices=("fp32", "fp16", "int8", "auto"), help="default: fp32")
-    verb.add_argument("--backend", choices=("onnxruntime", "openvino"), help="default: onnxruntime")
-    verb.add_argument("--calibration", type=Path, metavar="X.npz", help="samples to find INT8 ranges with")
-    verb.add_argument("--evaluation", type=Path, metavar="X.npz", help="other samples, to judge with")
-    verb.add_argument(
-        "--metric",
-        help="accuracy, top5, f1, mae, mse, cosine, recall10, max-abs-error or package.module:function",
-    )
-    verb.add_argument("--max-drop", type=float, metavar="D", help="how much worse the metric may become")
+    add_data(verb)
+    add_steps(verb)
     verb.add_argument("--max-batch-size", type=int, metavar="N", help="largest batch that Triton may form")
     verb.add_argument("--version", type=int, metavar="N", help="version to publish (default: the next one)")
     _add_conversion(verb)
@@ -143,7 +170,7 @@ def run_build(options: argparse.Namespace) -> int:
     from tritonsmith.console import print_json, progress
 
     if options.source.endswith(".toml"):
-        _refuse_beside_recipe(options)
+        refuse_beside_recipe(options, (*BUILD_KEEPS, *RECIPE_KEEPS))
         with progress() as say:
             reports = build_recipe(
                 Path(options.source),
@@ -165,19 +192,8 @@ def run_build(options: argparse.Namespace) -> int:
     return DONE
 
 
-RECIPE_KEEPS = (
-    "name", "precision", "backend", "calibration", "evaluation", "metric", "max_drop", "max_batch_size",
-    "version", "opset", "server", "custom_objects",
-)  # fmt: skip
-
-
-def _refuse_beside_recipe(options: argparse.Namespace) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in RECIPE_KEEPS if getattr(options, name) is not None]
-    if given:
-        raise UsageError(
-            f"{' '.join(given)} beside a recipe",
-            fix=f"write it into {options.source}",
-        )
+# A recipe says these itself, and those of compression.
+BUILD_KEEPS = ("name", "precision", "max_batch_size", "version", "opset", "server", "custom_objects")
 
 
 def _build_request(options: argparse.Namespace) -> BuildRequest:
@@ -192,9 +208,13 @@ def _build_request(options: argparse.Namespace) -> BuildRequest:
         precision=options.precision or "fp32",
         backend=options.backend or "onnxruntime",
         calibration=options.calibration,
+        training=options.training,
+        tuning=options.tuning,
         evaluation=options.evaluation,
         metric=options.metric,
         max_drop=options.max_drop,
+        steps=steps_from(options),
+        search=search_from(options),
         max_batch_size=options.max_batch_size,
         version=options.version,
         force=options.force,

@@ -88,5 +88,15 @@ def human_bytes(count: int) -> str:
     return f"{size:.2f} GB"
 
 
+def human_count(count: int) -> str:
+    """A count in thousands, millions or billions: 22.7 M."""
+    size = float(count)
+    for unit in ("", " k", " M"):
+        if size < 1000:
+            return f"{size:.0f}" if not unit else f"{size:.1f}{unit}"
+        size /= 1000
+    return f"{size:.2f} G"
+
+
 def _numeric(cell: str) -> bool:
     return cell in ("", "-") or cell.lstrip("+-<>=~").replace(",", "")[:1].isdigit()

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json, bytes_of
-from tritonsmith.console import human_bytes, print_line, print_table
+from tritonsmith.console import human_bytes, human_count, print_line, print_table
 
 if TYPE_CHECKING:
     from tritonsmith.bench.measure import BenchResult
     from tritonsmith.build import BuildReport
+    from tritonsmith.compression import CompressReport
     from tritonsmith.server import Server
     from tritonsmith.server.doctor import Finding
     from tritonsmith.validate import ValidationReport
@@ -130,6 +132,57 @@ def print_build(report: BuildReport) -> None:
     )
     if manifest.candidates:
         print_table(CANDIDATE_COLUMNS, candidate_rows(report.json()))
+    if manifest.ledger is not None:
+        print_ledger(manifest.ledger)
+
+
+LEDGER_COLUMNS = (
+    "step", "size", "", "parameters", "", "FLOPs", "", "latency", "",
+)  # fmt: skip
+
+
+def print_ledger(ledger: Mapping[str, Any]) -> None:
+    title = f"ledger: {ledger['engine']}, batch {ledger['batch_size']}, {ledger['threads']} thread"
+    print_table(LEDGER_COLUMNS, ledger_rows(ledger), title=title)
+
+
+def ledger_rows(ledger: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each step of a ledger in its JSON form, each factor beside its number, and their product."""
+    rows: list[tuple[str, ...]] = []
+    for entry in ledger["entries"]:
+        first = not rows
+        rows.append(
+            (
+                entry["step"],
+                human_bytes(entry["size_bytes"]),
+                "" if first else f"{entry['bytes_factor']:.2f}x",
+                f"{entry['parameters']:,}",
+                "" if first else f"{entry['parameters_factor']:.2f}x",
+                human_count(entry["flops"]),
+                "" if first else f"{entry['flops_factor']:.2f}x",
+                f"{entry['latency_ms']:.3g} ms",
+                "" if first else f"{entry['speed_factor']:.2f}x",
+            )
+        )
+    product = ledger["product"]
+    factors = ("bytes_factor", "parameters_factor", "flops_factor", "speed_factor")
+    cells = [cell for name in factors for cell in ("", f"{product[name]:.1f}x")]
+    rows.append(("product", *cells))
+    return rows
+
+
+def print_compression(report: CompressReport) -> None:
+    record = report.json()
+    print_line(
+        f"{report.artifact.path}  {human_bytes(onnx_model.model_bytes(report.artifact.path))}, "
+        f"{report.artifact.precision} ({report.duration_s:.1f} s; record: {report.record})"
+    )
+    print_table(CANDIDATE_COLUMNS, candidate_rows(record))
+    print_ledger(report.chain.ledger.json())
+    if report.gate is not None:
+        print_line(f"{report.gate.metric}: {report.gate.reason}")
+    print_line("nothing was judged: there is no evaluation data" if report.passed is None
+               else "passed" if report.passed else "FAILED")  # fmt: skip
 
 
 def candidate_rows(build: Mapping[str, Any]) -> list[tuple[str, ...]]:

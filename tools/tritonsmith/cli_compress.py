@@ -1,0 +1,149 @@
+"""The verb `compress`, and the options of compression that `build` shares with it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritonsmith.errors import UsageError
+
+if TYPE_CHECKING:
+    from tritonsmith.compress.goal import SearchGoal
+    from tritonsmith.compress.steps import StepSpec
+    from tritonsmith.compression import CompressRequest
+    from tritonsmith.ingest.source import ConvertOptions
+
+SEARCH = ("size_at_most", "speed_at_least", "max_candidates", "search_seconds", "epochs")
+# What a recipe says itself; `build` has more of its own.
+RECIPE_KEEPS = (
+    *("backend", "calibration", "training", "tuning", "evaluation", "metric", "max_drop"),
+    *("step", "search", *SEARCH),
+)
+
+
+def add_data(verb: argparse.ArgumentParser) -> None:
+    """The data by role, the metric and its budget, and the engine."""
+    verb.add_argument("--backend", choices=("onnxruntime", "openvino"), help="default: onnxruntime")
+    verb.add_argument("--calibration", type=Path, metavar="X.npz", help="samples to find INT8 ranges with")
+    verb.add_argument("--training", type=Path, metavar="X.npz", help="samples for steps that train")
+    verb.add_argument("--tuning", type=Path, metavar="X.npz", help="other samples, for choices on the way")
+    verb.add_argument("--evaluation", type=Path, metavar="X.npz", help="other samples again, to judge with")
+    verb.add_argument(
+        "--metric",
+        help="accuracy, top5, f1, mae, mse, cosine, recall10, max-abs-error or package.module:function",
+    )
+    verb.add_argument("--max-drop", type=float, metavar="D", help="how much worse the metric may become")
+
+
+def add_steps(verb: argparse.ArgumentParser) -> None:
+    """What to do: steps by name, or bounds for a search."""
+    verb.add_argument(
+        "--step",
+        action="append",
+        metavar="'STEP KEY=VALUE ...'",
+        help="a compression step, as often as there are steps: prune, prune-torch, sparsify, distill, "
+        "quantize, quantize-weights, share-rows, cast",
+    )
+    verb.add_argument(
+        "--search", action="store_true", default=None, help="search for the smallest inside --max-drop"
+    )
+    verb.add_argument("--size-at-most", metavar="SIZE", help="search for a model of such a size (30kB, 9MB)")
+    verb.add_argument("--speed-at-least", type=float, metavar="X", help="search for X times FP32's speed")
+    verb.add_argument("--max-candidates", type=int, metavar="N", help="candidates that a search measures")
+    verb.add_argument("--search-seconds", type=float, metavar="S", help="begin no candidate after S seconds")
+    verb.add_argument("--epochs", type=int, metavar="N", help="epochs of each training in a search")
+
+
+def steps_from(options: argparse.Namespace) -> tuple[StepSpec, ...]:
+    from tritonsmith.compress.step_text import spec_from_text
+
+    return tuple(spec_from_text(text) for text in options.step or ())
+
+
+def search_from(options: argparse.Namespace) -> SearchGoal | None:
+    """The bounds of a search, or None where none is asked for.
+
+    Raises:
+        UsageError: bounds without a budget, or options of a search without one.
+    """
+    from tritonsmith.compress.goal import SearchGoal, check_goal
+    from tritonsmith.compress.step_text import bytes_from
+
+    given = [f"--{name.replace('_', '-')}" for name in SEARCH if getattr(options, name) is not None]
+    if not (options.search or options.size_at_most or options.speed_at_least):
+        if given:
+            raise UsageError(f"{' '.join(given)} without a search", fix="add --search or a bound")
+        return None
+    if options.max_drop is None:
+        raise UsageError("a search needs --max-drop", expected="how much worse the metric may become")
+    size = options.size_at_most
+    goal = SearchGoal(
+        max_drop=options.max_drop,
+        size_at_most_bytes=None if size is None else bytes_from(size, "--size-at-most"),
+        speed_at_least=options.speed_at_least,
+        budget_s=options.search_seconds,
+        epochs=options.epochs,
+        **({} if options.max_candidates is None else {"max_candidates": options.max_candidates}),
+    )
+    check_goal(goal)
+    return goal
+
+
+def run_compress(options: argparse.Namespace, convert: ConvertOptions) -> int:
+    """Compress as the command line or a recipe says; 0 where the gate passed or nothing was judged."""
+    from tritonsmith import render
+    from tritonsmith.compression import compress
+    from tritonsmith.console import print_json, progress
+
+    request = _request(options, convert)
+    with progress() as say:
+        report = compress(request, say=say)
+    if options.report is not None:
+        from tritonsmith.compress.report import write_compress_report
+
+        write_compress_report(options.report, report.json())
+    if options.json:
+        print_json(report.json())
+    else:
+        render.print_compression(report)
+    return 1 if report.passed is False else 0
+
+
+def _request(options: argparse.Namespace, convert: ConvertOptions) -> CompressRequest:
+    from tritonsmith.compression import CompressRequest, request_from_build
+
+    if options.source.endswith(".toml"):
+        from tritonsmith.recipe import load_recipe
+
+        refuse_beside_recipe(options, RECIPE_KEEPS)
+        recipe = load_recipe(
+            Path(options.source), repository=Path(), allow_code=options.allow_code, force=options.force
+        )
+        if not recipe.builds:
+            raise UsageError(f"{options.source} has no [model] to compress")
+        return request_from_build(recipe.builds[0], options.out, force=options.force)
+    return CompressRequest(
+        source=options.source,
+        out=options.out,
+        steps=steps_from(options),
+        search=search_from(options),
+        backend=options.backend or "onnxruntime",
+        calibration=options.calibration,
+        training=options.training,
+        tuning=options.tuning,
+        evaluation=options.evaluation,
+        metric=options.metric,
+        max_drop=options.max_drop,
+        convert=convert,
+        force=options.force,
+    )
+
+
+def refuse_beside_recipe(options: argparse.Namespace, names: tuple[str, ...]) -> None:
+    given: list[Any] = [name for name in names if getattr(options, name) is not None]
+    if given:
+        raise UsageError(
+            f"{' '.join(f'--{name.replace(chr(95), chr(45))}' for name in given)} beside a recipe",
+            fix=f"write it into {options.source}",
+        )
