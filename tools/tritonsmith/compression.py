@@ -116,6 +116,8 @@ def compress(
             convert=request.convert,
         )
         found, specs = _find(request, material, data["evaluation"], store, say, show)
+        if found is not None:
+            material = found.material  # less the tuning data that were held back: the steps are the same then
         goal = _goal(request, fp32, data, metric)
         chain = make_chain(specs, material, goal, folder, store=store, say=say)
         last = chain.artifacts[-1]

@@ -39,6 +39,7 @@ class SearchResult:
     """
 
     goal: SearchGoal
+    material: Material  # as the steps had it: less what was held back to choose on
     best: Trial
     artifacts: tuple[Artifact, ...]  # FP32, then after each step of the best
     passed: bool
@@ -96,6 +97,7 @@ def conclude(
     missed = tuple(_missed_text(best, goal))
     return SearchResult(
         goal=goal,
+        material=material,
         best=best,
         artifacts=(yardstick.teacher, *artifacts),
         passed=bool(passing),

@@ -35,7 +35,6 @@ from tritonsmith.user_code import files_of_module
 
 MEASURED = "measured"
 UNCHANGED = "fp32"
-HAIR = 1e-9  # a drop of 0.01 is within a budget of 0.01
 
 Outputs = Mapping[str, NDArray[Any]]
 
