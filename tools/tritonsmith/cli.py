@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 from tritonsmith import __version__
 from tritonsmith.cli_compress import (
     RECIPE_KEEPS,
+    add_compress,
     add_data,
     add_steps,
     refuse_beside_recipe,
-    run_compress,
     search_from,
     steps_from,
 )
+from tritonsmith.cli_options import add_code, add_conversion, add_json, add_source, conversion_from
 from tritonsmith.errors import TritonsmithError, UsageError
 from tritonsmith.signals import ending_on_sigterm
 
 if TYPE_CHECKING:
-    from tritonsmith.ingest.source import ConvertOptions
     from tritonsmith.recipe import BuildRequest
 
 Verb = Callable[[argparse.Namespace], int]
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"tritonsmith {__version__}")
     verbs = root.add_subparsers(metavar="VERB", required=True)
     for add in (
-        *(_add_convert, _add_compress, _add_build, _add_serve),
+        *(_add_convert, add_compress, _add_build, _add_serve),
         *(_add_validate, _add_bench, _add_infer, _add_doctor),
     ):
         add(verbs)
@@ -97,11 +97,11 @@ def _add_convert(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a trained model to a clean FP32 ONNX file",
         description="Convert a trained model to a clean FP32 ONNX file and prove that both compute the same.",
     )
-    _add_source(verb)
+    add_source(verb)
     verb.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="file to write")
-    _add_conversion(verb)
+    add_conversion(verb)
     verb.add_argument("--force", action="store_true", help="replace an existing file")
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_convert)
 
 
@@ -111,33 +111,14 @@ def run_convert(options: argparse.Namespace) -> int:
     from tritonsmith.ingest import convert
 
     with progress() as say:
-        artifact = convert(options.source, options.out, _conversion(options), force=options.force, say=say)
+        artifact = convert(
+            options.source, options.out, conversion_from(options), force=options.force, say=say
+        )
     if options.json:
         print_json(render.json_from_artifact(artifact))
     else:
         render.print_artifact(artifact)
     return DONE
-
-
-# --- compress -----------------------------------------------------------------------------------------
-
-
-def _add_compress(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    verb = verbs.add_parser(
-        "compress",
-        help="a trained model to a smaller ONNX file",
-        description="Compress by steps, or search for steps that keep bounds of size, speed and accuracy. "
-        "The model is written whether it passes or not, with a record of every step beside it.",
-    )
-    _add_source(verb, recipe=True)
-    verb.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="file to write")
-    add_data(verb)
-    add_steps(verb)
-    verb.add_argument("--report", type=Path, metavar="X.html", help="write a report with its plots, too")
-    _add_conversion(verb)
-    verb.add_argument("--force", action="store_true", help="replace an existing file")
-    _add_json(verb)
-    verb.set_defaults(verb=lambda options: run_compress(options, _conversion(options)))
 
 
 # --- build --------------------------------------------------------------------------------------------
@@ -150,7 +131,7 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Convert, compress inside an accuracy budget, and publish into a Triton repository. "
         "A recipe.toml holds the same options and the whole of Triton's model configuration.",
     )
-    _add_source(verb, recipe=True)
+    add_source(verb, recipe=True)
     verb.add_argument("--name", help="model name in the repository (a recipe names its own)")
     verb.add_argument("--repository", type=Path, required=True, metavar="DIR", help="Triton model repository")
     verb.add_argument("--precision", choices=("fp32", "fp16", "int8", "auto"), help="default: fp32")
@@ -158,9 +139,9 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_steps(verb)
     verb.add_argument("--max-batch-size", type=int, metavar="N", help="largest batch that Triton may form")
     verb.add_argument("--version", type=int, metavar="N", help="version to publish (default: the next one)")
-    _add_conversion(verb)
+    add_conversion(verb)
     verb.add_argument("--force", action="store_true", help="replace the version if it is already published")
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_build)
 
 
@@ -218,7 +199,7 @@ def _build_request(options: argparse.Namespace) -> BuildRequest:
         max_batch_size=options.max_batch_size,
         version=options.version,
         force=options.force,
-        convert=_conversion(options),
+        convert=conversion_from(options),
     )
 
 
@@ -241,7 +222,7 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--model-control", choices=("none", "poll", "explicit"), default="none")
     verb.add_argument("--load-model", action="append", default=[], metavar="NAME", help="if explicit")
     verb.add_argument("--exit-timeout", type=float, default=30.0, metavar="S", help="seconds to stop in")
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_serve)
 
 
@@ -296,8 +277,8 @@ def _add_validate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="URL",
         help="of a running server: http://host:port, grpc://host:port, or one of each (default: start one)",
     )
-    _add_code(verb)
-    _add_json(verb)
+    add_code(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_validate)
 
 
@@ -317,7 +298,7 @@ def run_validate(options: argparse.Namespace) -> int:
             grpc_url=urls.get("grpc"),
             metric=options.metric,
             max_drop=options.max_drop,
-            options=_conversion(options),
+            options=conversion_from(options),
             say=say,
         )
     if options.json:
@@ -363,7 +344,7 @@ def _add_bench(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--interval-ms", type=int, default=1000, metavar="MS", help="a window; three a round")
     verb.add_argument("--out", type=Path, metavar="FOLDER", help="for bench.json and report.html")
     verb.add_argument("--force", action="store_true", help="replace those that are there")
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_bench)
 
 
@@ -429,7 +410,7 @@ def _add_infer(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="URL",
         help="http://host:port or grpc://host:port (default: http://127.0.0.1:8000)",
     )
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_infer)
 
 
@@ -454,7 +435,7 @@ def _add_doctor(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="what works on this machine and what is missing",
         description="Say what works on this machine, what does not, and what to install.",
     )
-    _add_json(verb)
+    add_json(verb)
     verb.set_defaults(verb=run_doctor)
 
 
@@ -471,40 +452,3 @@ def run_doctor(options: argparse.Namespace) -> int:
     else:
         render.print_findings(findings)
     return FAILED if any(finding.status == "fail" for finding in findings) else DONE
-
-
-# --- shared options -----------------------------------------------------------------------------------
-
-
-def _add_source(verb: argparse.ArgumentParser, *, recipe: bool = False) -> None:
-    kinds = (
-        "Keras .h5 or .keras, SavedModel folder, PyTorch .pt2 or package.module:factory, "
-        "Hugging Face folder, .onnx"
-    )
-    verb.add_argument("source", metavar="SOURCE", help=f"{kinds}{', or a recipe.toml' if recipe else ''}")
-
-
-def _add_conversion(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: what the server reads)")
-    verb.add_argument("--server", metavar="RELEASE", help="Triton release that must load it, such as 24.10")
-    _add_code(verb)
-
-
-def _add_code(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--custom-objects", metavar="MODULE", help="module with a Keras model's own classes")
-    verb.add_argument("--allow-code", action="store_true", help="run code that the source carries")
-
-
-def _conversion(options: argparse.Namespace) -> ConvertOptions:
-    from tritonsmith.ingest.source import ConvertOptions
-
-    given = {
-        name: getattr(options, name)
-        for name in ("server", "opset", "custom_objects", "allow_code")
-        if getattr(options, name, None) is not None
-    }
-    return ConvertOptions(**given)
-
-
-def _add_json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="print the result as JSON")

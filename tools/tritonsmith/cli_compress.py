@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tritonsmith.cli_options import add_conversion, add_json, add_source, conversion_from
 from tritonsmith.errors import UsageError
 
 if TYPE_CHECKING:
     from tritonsmith.compress.goal import SearchGoal
     from tritonsmith.compress.steps import StepSpec
     from tritonsmith.compression import CompressRequest
-    from tritonsmith.ingest.source import ConvertOptions
 
 SEARCH = ("size_at_most", "speed_at_least", "max_candidates", "search_seconds", "epochs")
 # What a recipe says itself; `build` has more of its own.
@@ -20,6 +20,24 @@ RECIPE_KEEPS = (
     *("backend", "calibration", "training", "tuning", "evaluation", "metric", "max_drop"),
     *("step", "search", *SEARCH),
 )
+
+
+def add_compress(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "compress",
+        help="a trained model to a smaller ONNX file",
+        description="Compress by steps, or search for steps that keep bounds of size, speed and accuracy. "
+        "The model is written whether it passes or not, with a record of every step beside it.",
+    )
+    add_source(verb, recipe=True)
+    verb.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx", help="file to write")
+    add_data(verb)
+    add_steps(verb)
+    verb.add_argument("--report", type=Path, metavar="X.html", help="write a report with its plots, too")
+    add_conversion(verb)
+    verb.add_argument("--force", action="store_true", help="replace an existing file")
+    add_json(verb)
+    verb.set_defaults(verb=run_compress)
 
 
 def add_data(verb: argparse.ArgumentParser) -> None:
@@ -90,13 +108,13 @@ def search_from(options: argparse.Namespace) -> SearchGoal | None:
     return goal
 
 
-def run_compress(options: argparse.Namespace, convert: ConvertOptions) -> int:
+def run_compress(options: argparse.Namespace) -> int:
     """Compress as the command line or a recipe says; 0 where the gate passed or nothing was judged."""
     from tritonsmith import render
     from tritonsmith.compression import compress
     from tritonsmith.console import print_json, progress
 
-    request = _request(options, convert)
+    request = _request(options)
     with progress() as say:
         report = compress(request, say=say)
     if options.report is not None:
@@ -110,7 +128,7 @@ def run_compress(options: argparse.Namespace, convert: ConvertOptions) -> int:
     return 1 if report.passed is False else 0
 
 
-def _request(options: argparse.Namespace, convert: ConvertOptions) -> CompressRequest:
+def _request(options: argparse.Namespace) -> CompressRequest:
     from tritonsmith.compression import CompressRequest, request_from_build
 
     if options.source.endswith(".toml"):
@@ -135,7 +153,7 @@ def _request(options: argparse.Namespace, convert: ConvertOptions) -> CompressRe
         evaluation=options.evaluation,
         metric=options.metric,
         max_drop=options.max_drop,
-        convert=convert,
+        convert=conversion_from(options),
         force=options.force,
     )
 
