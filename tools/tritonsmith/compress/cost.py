@@ -179,6 +179,18 @@ def _attention_flops(node: onnx.NodeProto, query: Shape, key: Shape, value: Shap
     return 2 * query[0] * heads * query[1] * key[1] * per_head
 
 
+def parameters_of(model: onnx.ModelProto, shapes: Shapes) -> dict[str, int]:
+    """How many parameters each initializer counts as; those that count as none are left out."""
+    scales = _scales(model.graph, shapes)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in scales}
+    counts: dict[str, int] = {}
+    for node in nodes_of(model.graph):
+        for place, name in enumerate(node.input):
+            if name in tensors and name not in counts and (count := _parameters(tensors[name], node, place)):
+                counts[name] = count
+    return counts
+
+
 def _scales(graph: onnx.GraphProto, shapes: Shapes) -> set[str]:
     """Scales and zero points that ordinary operators apply."""
     constants = {tensor.name for tensor in _weights(graph)}
