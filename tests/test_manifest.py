@@ -56,7 +56,7 @@ def test_what_it_does_not_know_it_refuses(
     assert str(path) in error.value.what
 
 
-@pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files", "ledger"])
+@pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files", "ledger", "search"])
 def test_a_missing_field(tmp_path: Path, record: dict[str, Any], key: str) -> None:
     del record[key]
     (tmp_path / "manifest.json").write_text(json.dumps(record))

@@ -80,6 +80,7 @@ class Manifest:
     # config.pbtxt, labels and warm-up files in the model's folder, as this publish wrote them -> sha256
     model_files: Mapping[str, str] = field(default_factory=dict)
     ledger: Mapping[str, Json] | None = None  # of a chain of compression steps
+    search: Mapping[str, Json] | None = None  # that found the chain
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tritonsmith.artifact import Artifact, Json, Manifest
 from tritonsmith.compress.arithmetic import detect_arithmetic
-from tritonsmith.errors import MissingExtraError, RecipeError, RepositoryError, UsageError
+from tritonsmith.errors import GateRefused, MissingExtraError, RecipeError, RepositoryError, UsageError
 from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
 from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, Recipe, load_recipe
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tritonsmith.candidates import Candidate, Goal
     from tritonsmith.chain_build import Chain
     from tritonsmith.compress.ledger import Ledger
+    from tritonsmith.compress.outcome import SearchResult
     from tritonsmith.metrics import Metric
     from tritonsmith.samples import Samples
 
@@ -61,6 +62,7 @@ class BuildReport:
             "gate": manifest.gate,
             "candidates": list(manifest.candidates),
             "ledger": manifest.ledger,
+            "search": manifest.search,
             "steps": [
                 {
                     "name": step.name,
@@ -99,15 +101,15 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
         folder = Path(temporary)
         fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
         goal, data = _goal(request, fp32, metric)
-        ledger = None
-        if request.steps:
-            chain = _chain(request, fp32, goal, data, folder, say)
+        ledger, search = None, None
+        if request.chained:
+            chain, search = _chain(request, fp32, goal, data, folder, say)
             candidates, ledger = list(chain.candidates), chain.ledger
         else:
             candidates = make_candidates(fp32, goal, folder, say=say)
             candidates = judge_candidates(candidates, goal, say=say)
         candidates = choose(candidates, goal)
-        entry = _publish(request, candidates, fingerprint, ledger, say)
+        entry = _publish(request, candidates, fingerprint, ledger, search, say)
     return BuildReport(entry=entry, unchanged=False, duration_s=time.perf_counter() - began_s)
 
 
@@ -118,8 +120,8 @@ def _chain(
     data: Mapping[str, Samples | None],
     folder: Path,
     say: Say,
-) -> Chain:
-    from tritonsmith.chain_build import make_chain, material_from
+) -> tuple[Chain, SearchResult | None]:
+    from tritonsmith.chain_build import choose_steps, make_chain, material_from
 
     material = material_from(
         fp32,
@@ -130,7 +132,18 @@ def _chain(
         source=request.source,
         convert=request.convert,
     )
-    return make_chain(request.steps, material, goal, folder, store=step_store(), say=say)
+    store = step_store()
+    specs, material, found = choose_steps(
+        request.steps, request.search, material, data["evaluation"], store=store, say=say
+    )
+    if found is not None and not found.passed:
+        raise GateRefused(
+            "no candidate keeps all bounds; nothing was published",
+            found="; ".join(found.missed) + f" ({found.best.name} is nearest)",
+            expected=found.goal.text(),
+            fix="; or ".join(found.next_steps) or None,
+        )
+    return make_chain(specs, material, goal, folder, store=store, say=say), found
 
 
 def step_store() -> Path:
@@ -187,6 +200,11 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"no backend is named {request.backend!r}", expected=", ".join(BACKENDS))
     if request.backend == "openvino" and importlib.util.find_spec("openvino") is None:
         raise MissingExtraError("--backend openvino cannot be used", package="openvino", extra="openvino")
+    if request.chained and (request.precision != "fp32" or (request.steps and request.search)):
+        raise UsageError(
+            "more than one wish at once",
+            expected="one of --precision, --step ... or a search with its bounds",
+        )
     if request.max_batch_size is not None and request.max_batch_size < 0:
         raise UsageError(f"--max-batch-size {request.max_batch_size} is negative", expected="0 or more")
     if request.evaluation is None:
@@ -195,7 +213,7 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(
             "--evaluation needs --metric", expected="what to measure, such as accuracy or cosine"
         )
-    elif (request.steps or request.precision != "fp32") and request.max_drop is None:
+    elif (request.chained or request.precision != "fp32") and request.max_drop is None:
         raise UsageError(
             f"{_wish(request)} needs --max-drop",
             expected="how much worse the metric may become; 0.01 of accuracy is one percentage point",
@@ -205,7 +223,7 @@ def check_request(request: BuildRequest) -> None:
 def _check_without_evaluation(request: BuildRequest) -> None:
     if request.metric is not None or request.max_drop is not None:
         raise UsageError("--metric and --max-drop need --evaluation", expected="samples to measure on")
-    if request.steps or request.precision in ("int8", "auto"):
+    if request.chained or request.precision in ("int8", "auto"):
         raise UsageError(
             f"{_wish(request)} needs an accuracy budget",
             expected="--evaluation X.npz --metric M --max-drop D",
@@ -214,7 +232,7 @@ def _check_without_evaluation(request: BuildRequest) -> None:
 
 
 def _wish(request: BuildRequest) -> str:
-    return "a chain of steps" if request.steps else f"--precision {request.precision}"
+    return "a chain of steps" if request.chained else f"--precision {request.precision}"
 
 
 def _refuse_published(request: BuildRequest) -> None:
@@ -260,7 +278,7 @@ def _goal(
     if metric is not None and evaluation is not None:
         check_labels(evaluation, metric)
     goal = Goal(
-        precision="chain" if request.steps else request.precision,
+        precision="chain" if request.chained else request.precision,
         engine=request.backend,
         max_batch_size=config.max_batch_size if fp32.batched else 0,
         inference_precision=served_precision(request.backend, config),
@@ -282,7 +300,12 @@ def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str 
 
 
 def _publish(
-    request: BuildRequest, candidates: list[Candidate], fingerprint: str, ledger: Ledger | None, say: Say
+    request: BuildRequest,
+    candidates: list[Candidate],
+    fingerprint: str,
+    ledger: Ledger | None,
+    search: SearchResult | None,
+    say: Say,
 ) -> Entry:
     from tritonsmith.repository.config import config_from_artifact
     from tritonsmith.repository.labels import labels_from_files
@@ -318,6 +341,7 @@ def _publish(
         gate=None if chosen.gate is None else chosen.gate.json(),
         candidates=tuple(candidate.json() for candidate in candidates),
         ledger=None if ledger is None else ledger.json(),
+        search=None if search is None else search.json(),
     )
     say(f"publishing {chosen.name} as {request.name}")
     return publish(

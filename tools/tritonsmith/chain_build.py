@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tritonsmith.artifact import Artifact
 from tritonsmith.candidates import Candidate, Goal, chain_candidates, judge_candidates
 from tritonsmith.compress.chain import Material, check_roles, run_chain
 from tritonsmith.compress.ledger import Ledger, measure_ledger
 from tritonsmith.compress.steps import StepSpec
-from tritonsmith.errors import SamplesError
+from tritonsmith.errors import SamplesError, UsageError
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import Metric
 from tritonsmith.samples import Samples, load_samples
 
+if TYPE_CHECKING:
+    from tritonsmith.compress.goal import Progress, SearchGoal
+    from tritonsmith.compress.outcome import SearchResult
+
 Say = Callable[[str], None]
+Show = Callable[["Progress"], None]
 
 ROLES = ("calibration", "training", "tuning", "evaluation")
 
@@ -70,6 +76,32 @@ def material_from(
     )
     check_roles(material, data["evaluation"])
     return material
+
+
+def choose_steps(
+    steps: Sequence[StepSpec],
+    goal: SearchGoal | None,
+    material: Material,
+    evaluation: Samples | None,
+    *,
+    store: Path,
+    say: Say,
+    show: Show = lambda _: None,
+) -> tuple[tuple[StepSpec, ...], Material, SearchResult | None]:
+    """The steps as they are, or those that a search finds best, with the material that they were found with.
+
+    Raises:
+        UsageError: a search with nothing to judge by.
+    """
+    if goal is None:
+        return tuple(steps), material, None
+    from tritonsmith.compress.search import search
+
+    if evaluation is None:
+        raise UsageError("a search needs evaluation data", fix="give --evaluation X.npz and --metric")
+    found = search(material.teacher, goal, material, evaluation, store=store, say=say, show=show)
+    # Less the tuning data that were held back: the steps are the same then.
+    return found.best.specs, found.material, found
 
 
 def make_chain(

@@ -113,10 +113,15 @@ def run_compress(options: argparse.Namespace) -> int:
     from tritonsmith import render
     from tritonsmith.compression import compress
     from tritonsmith.console import print_json, progress
+    from tritonsmith.live import search_progress
 
     request = _request(options)
-    with progress() as say:
-        report = compress(request, say=say)
+    if request.search is None:
+        with progress() as say:
+            report = compress(request, say=say)
+    else:
+        with search_progress() as (say, show):
+            report = compress(request, say=say, show=show)
     if options.report is not None:
         from tritonsmith.compress.report import write_compress_report
 

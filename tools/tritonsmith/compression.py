@@ -25,7 +25,6 @@ from tritonsmith.samples import Samples, check_npz
 if TYPE_CHECKING:
     from tritonsmith.candidates import Goal
     from tritonsmith.chain_build import Chain
-    from tritonsmith.compress.chain import Material
     from tritonsmith.compress.goal import Progress
     from tritonsmith.compress.outcome import SearchResult
 
@@ -96,7 +95,7 @@ def compress(
         SourceError, SamplesError, CompressionError: what their names say.
     """
     from tritonsmith.build import step_store
-    from tritonsmith.chain_build import ROLES, load_roles, make_chain, material_from
+    from tritonsmith.chain_build import ROLES, choose_steps, load_roles, make_chain, material_from
     from tritonsmith.compress.chain import convert_once
 
     began_s = time.perf_counter()
@@ -115,9 +114,9 @@ def compress(
             source=request.source,
             convert=request.convert,
         )
-        found, specs = _find(request, material, data["evaluation"], store, say, show)
-        if found is not None:
-            material = found.material  # less the tuning data that were held back: the steps are the same then
+        specs, material, found = choose_steps(
+            request.steps, request.search, material, data["evaluation"], store=store, say=say, show=show
+        )
         goal = _goal(request, fp32, data, metric)
         chain = make_chain(specs, material, goal, folder, store=store, say=say)
         last = chain.artifacts[-1]
@@ -186,23 +185,6 @@ def check_compress_request(request: CompressRequest) -> Metric | None:
     metric = parse_metric(request.metric)
     check_budget(metric, request.max_drop)
     return metric
-
-
-def _find(
-    request: CompressRequest,
-    material: Material,
-    evaluation: Samples | None,
-    store: Path,
-    say: Say,
-    show: Show,
-) -> tuple[SearchResult | None, tuple[StepSpec, ...]]:
-    if request.search is None:
-        return None, request.steps
-    from tritonsmith.compress.search import search
-
-    assert evaluation is not None  # noqa: S101 - check_compress_request sees to it
-    found = search(material.teacher, request.search, material, evaluation, store=store, say=say, show=show)
-    return found, found.best.specs
 
 
 def _goal(

@@ -24,6 +24,7 @@ p, td, th { overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid var(--line); padding: .3rem .6rem; white-space: nowrap; }
 td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; vertical-align: top; }
+.total tbody tr:last-child td { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 600; }
 .ok { color: var(--good); font-weight: 600; }
 .failed { color: var(--bad); font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -48,13 +49,14 @@ def tiles(summary: Iterable[tuple[str, str]]) -> str:
     return f'<div class="tiles">{boxes}</div>'
 
 
-def table(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells of text; those that are a verdict get its colour."""
+def table(columns: Iterable[str], rows: Iterable[Sequence[str]], *, total: bool = False) -> str:
+    """Cells of text; those that are a verdict get its colour. `total`: the last row adds up the others."""
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(
         f"<tr>{''.join(f'<td{_class(cell)}>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="total"' if total else ""
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def plots(svgs: Iterable[str]) -> str:

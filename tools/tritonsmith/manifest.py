@@ -105,6 +105,7 @@ def _manifest_from(record: Mapping[str, Any]) -> Manifest:
         candidates=_each(record["candidates"], dict),
         model_files=_digests(record["model_files"]),
         ledger=record["ledger"],
+        search=record["search"],
     )
 
 

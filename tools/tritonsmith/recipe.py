@@ -183,6 +183,11 @@ class BuildRequest:
     labels: Mapping[str, Path] = field(default_factory=dict)  # output -> label file
     warmup: WarmupRequest | None = None
 
+    @property
+    def chained(self) -> bool:
+        """Whether compression steps make the model, named or searched for."""
+        return bool(self.steps) or self.search is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:

@@ -13,6 +13,7 @@ from tritonsmith.console import human_bytes, human_count, print_line, print_tabl
 if TYPE_CHECKING:
     from tritonsmith.bench.measure import BenchResult
     from tritonsmith.build import BuildReport
+    from tritonsmith.compress.outcome import SearchResult
     from tritonsmith.compression import CompressReport
     from tritonsmith.server import Server
     from tritonsmith.server.doctor import Finding
@@ -177,12 +178,33 @@ def print_compression(report: CompressReport) -> None:
         f"{report.artifact.path}  {human_bytes(onnx_model.model_bytes(report.artifact.path))}, "
         f"{report.artifact.precision} ({report.duration_s:.1f} s; record: {report.record})"
     )
+    if report.search is not None:
+        print_search(report.search)
     print_table(CANDIDATE_COLUMNS, candidate_rows(record))
     print_ledger(report.chain.ledger.json())
     if report.gate is not None:
         print_line(f"{report.gate.metric}: {report.gate.reason}")
     print_line("nothing was judged: there is no evaluation data" if report.passed is None
                else "passed" if report.passed else "FAILED")  # fmt: skip
+
+
+def print_search(result: SearchResult) -> None:
+    """The candidates with the Pareto front marked, what was skipped, and where none passes what to do."""
+    from tritonsmith.compress.outcome import ROW_COLUMNS, trial_rows
+
+    print_table(
+        ROW_COLUMNS, trial_rows(result.json()), title=f"search for {result.goal.text()} ({result.ended})"
+    )
+    for skip in result.skipped:
+        print_line(f"{'failed' if skip.failed else 'skipped'}: {skip.name}: {skip.reason}")
+    if result.passed:
+        return
+    for line in result.missed:
+        print_line(f"missed {line}")
+    for blame in result.blame:
+        print_line(f"blame: {blame.step} adds {blame.drop:+.4f} to the drop")
+    for step in result.next_steps:
+        print_line(f"to do: {step}")
 
 
 def candidate_rows(build: Mapping[str, Any]) -> list[tuple[str, ...]]:
