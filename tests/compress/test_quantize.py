@@ -158,7 +158,7 @@ def test_a_kill_while_quantizing_leaves_what_was_there(
     def die(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tritonsmith.compress.quantize.audit_int8", die)
+    monkeypatch.setattr("tritonsmith.compress.static.audit_quantized", die)
     with pytest.raises(KeyboardInterrupt):
         quantize_static(conv, calibration, out)
     assert out.read_bytes() == b"what was there"

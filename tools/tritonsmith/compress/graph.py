@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx
 
+WEIGHTED_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+RECURRENT_OPS = frozenset({"GRU", "LSTM", "RNN"})
 PASSES_WEIGHTS_ON = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 
 
@@ -34,3 +36,25 @@ def drop_unused(graph: onnx.GraphProto) -> None:
     used |= {value.name for value in graph.output}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes that read each tensor, those of inner graphs too."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes_of(graph):
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def is_transformer(graph: onnx.GraphProto) -> bool:
+    """Whether a graph without convolutions is recurrent, normalises layers or multiplies activations."""
+    kinds = {node.op_type for node in graph.node}
+    if kinds & {"Conv", "ConvTranspose"}:
+        return False
+    constants = constants_of(graph)
+    attention = any(
+        node.op_type == "MatMul" and not constants & set(node.input) for node in graph.node
+    ) or bool(kinds & {"Attention", "MultiHeadAttention"})
+    normalised = "LayerNormalization" in kinds and "MatMul" in kinds
+    return attention or normalised or bool(kinds & RECURRENT_OPS)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 from onnx import version_converter
 
 from tritonsmith import onnx_model
-from tritonsmith.compress.graph import nodes_of
+from tritonsmith.compress.graph import RECURRENT_OPS, WEIGHTED_OPS, nodes_of
 from tritonsmith.errors import CompressionError
 
 FATAL_ONLY = 4  # OrtLoggingLevel; what goes wrong is raised as well
 PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
+BLOCKED_OPSET = 21  # and their blocks, and INT4
+NEEDS = {PER_CHANNEL_OPSET: "per-channel quantization", BLOCKED_OPSET: "weights in blocks"}
 # onnxruntime.quantization looks for this mark and asks for its own pre-processing without it.
 PREPARED_MARK = ("onnx.quant.pre_process", "onnxruntime.quant")
 
 
-def prepare_graph(path: Path, folder: Path) -> Path:
+def prepare_graph(path: Path, folder: Path, *, opset: int = PER_CHANNEL_OPSET) -> Path:
     """Write the model at `path`, ready to be quantized, into `folder`, and return that file.
 
     ONNX Runtime's basic optimisations fold constants and BatchNormalization; none of them ties the
     graph to this machine. Weights lie in a file of their own, whatever their size.
 
     Raises:
-        CompressionError: the opset cannot be raised to 13, or ONNX Runtime refuses the model.
+        CompressionError: the opset cannot be raised to `opset`, or ONNX Runtime refuses the model.
     """
-    raised = _raise_opset(path, folder / "raised.onnx")
+    raised = _raise_opset(path, folder / "raised.onnx", opset)
     optimized = _optimize(raised, folder / "optimized.onnx")
     inferred = folder / "prepared.onnx"
     try:
@@ -64,17 +68,46 @@ def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
 
 
-def _raise_opset(path: Path, out: Path) -> Path:
+def refuse_weightless(path: Path) -> None:
+    """Raise CompressionError for a model without anything that INT8 would help."""
+    graph = onnx_model.load_model(path, with_weights=False).graph
+    kinds = {node.op_type for node in graph.node}
+    if not kinds & (WEIGHTED_OPS | RECURRENT_OPS):
+        raise CompressionError(
+            f"{path.name} has nothing that INT8 would help",
+            found=f"operators {', '.join(sorted(kinds))}",
+            expected=f"at least one of {', '.join(sorted(WEIGHTED_OPS | RECURRENT_OPS))}",
+            fix="build it with --precision fp32",
+        )
+
+
+@contextmanager
+def named_failures(path: Path) -> Iterator[None]:
+    """Whatever the quantizing library raises becomes a CompressionError that names the model."""
+    from tritonsmith.engines.onnxruntime import engine_errors, reason_of
+
+    failures: tuple[type[Exception], ...] = (*engine_errors(), AssertionError, AttributeError, KeyError)
+    try:
+        yield
+    except failures as error:
+        raise CompressionError(
+            f"{path.name} cannot be quantized",
+            found=reason_of(error),
+            fix="build it with --precision fp32 or fp16",
+        ) from error
+
+
+def _raise_opset(path: Path, out: Path, least: int) -> Path:
     opset = onnx_model.opset_of(onnx_model.load_model(path, with_weights=False))
-    if opset >= PER_CHANNEL_OPSET:
+    if opset >= least:
         return path
     try:
-        model = version_converter.convert_version(onnx_model.load_model(path), PER_CHANNEL_OPSET)
+        model = version_converter.convert_version(onnx_model.load_model(path), least)
     except (RuntimeError, ValueError) as error:
         raise CompressionError(
-            f"{path.name} is of an opset too old for per-channel quantization, and cannot be raised",
+            f"{path.name} is of an opset too old for {NEEDS.get(least, 'this step')}, and cannot be raised",
             found=f"opset {opset}: {str(error).strip().splitlines()[0]}",
-            expected=f"opset {PER_CHANNEL_OPSET} or newer",
+            expected=f"opset {least} or newer",
             fix="export the model again with a newer opset",
         ) from error
     onnx_model.save_model(model, out)
