@@ -78,7 +78,6 @@ def cast_float16(
         CompressionError: there is nothing to cast, or the result cannot be run or is NaN.
     """
     from onnxruntime.transformers import float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
 
     work = step.begin("cast-float16", {"inputs_and_outputs": "unchanged", "headroom": HEADROOM})
     with staging_folder(out) as folder:
@@ -100,7 +99,6 @@ def cast_float16(
             raise CompressionError(
                 f"{artifact.path.name} cannot be cast to FP16", found=reason_of(error)
             ) from error
-        OnnxModel(model).topological_sort()  # ONNX wants makers before readers; new Casts lie at the end
         tidy(model, original)
         staged = folder / out.name
         onnx_model.save_model(model, staged)

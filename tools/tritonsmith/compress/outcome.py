@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress.chain import Material, run_chain
@@ -17,7 +18,10 @@ from tritonsmith.compress.trial import Trial, Yardstick
 from tritonsmith.console import human_bytes
 from tritonsmith.gate import GateReport
 
-ROW_COLUMNS = ("", "candidate", "size", "smaller", "speed", "drop, tuning", "drop, evaluation", "note")
+ROW_COLUMNS = (
+    *("", "", "candidate", "size", "smaller", "speed", "drop on tuning data"),
+    *("drop on evaluation data", "misses"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,10 @@ class SearchResult:
             "best": self.best.json(),
             "looks": self.looks,
             "missed": list(self.missed),
-            "trials": [trial.json() for trial in self.trials],
+            "trials": [
+                {**trial.json(), "misses": list(misses(trial, self.goal, trial.evaluation or trial.tuning))}
+                for trial in self.trials
+            ],
             "front": [trial.name for trial in self.front],
             "skipped": [asdict(skip) for skip in self.skipped],
             "blame": [asdict(blame) for blame in self.blame],
@@ -114,43 +121,40 @@ def conclude(
     )
 
 
-def trial_rows(result: SearchResult, *, front_only: bool = False) -> list[tuple[str, ...]]:
-    """A row for each candidate (`ROW_COLUMNS`), in the order in which they were tried."""
-    fp32 = result.trials[0]
-    front = {trial.specs for trial in result.front}
+def trial_rows(search: Mapping[str, Any], *, front_only: bool = False) -> list[tuple[str, ...]]:
+    """A row (`ROW_COLUMNS`) for each candidate of a search in its JSON form, in the order of trial."""
+    trials = search["trials"]
     rows: list[tuple[str, ...]] = []
-    for trial in result.trials:
-        if front_only and trial.specs not in front:
+    for number, trial in enumerate(trials, 1):
+        on_front = trial["name"] in search["front"]
+        if front_only and not on_front:
             continue
-        chosen = trial.specs == result.best.specs
-        state = (
-            ("chosen" if result.passed else "nearest") if chosen else "front" if trial.specs in front else ""
-        )
-        over = [] if trial is fp32 else [f"misses the {name}" for name in _misses_of(trial, result.goal)]
-        judged = trial.evaluation
+        state = "front" if on_front else ""
+        if trial["name"] == search["best"]["name"]:
+            state = "chosen" if search["passed"] else "nearest"
         rows.append(
             (
+                str(number),
                 state,
-                trial.name,
-                human_bytes(trial.size_bytes),
-                f"{fp32.size_bytes / trial.size_bytes:.2f}x",
-                f"{trial.speed.ratio:.2f}x",
-                _drop_text(trial.tuning),
-                "-" if judged is None else _drop_text(judged),
-                "; ".join(over),
+                trial["name"],
+                human_bytes(trial["bytes"]),
+                f"{trials[0]['bytes'] / trial['bytes']:.2f}x",
+                f"{trial['speed']['ratio']:.2f}x",
+                drop_text(trial["tuning"]),
+                drop_text(trial["evaluation"]),
+                ", ".join(trial["misses"]),
             )
         )
     return rows
 
 
-def _misses_of(trial: Trial, goal: SearchGoal) -> list[str]:
-    return list(misses(trial, goal, trial.evaluation or trial.tuning))
-
-
-def _drop_text(report: GateReport) -> str:
-    if report.ci95_low is None or report.ci95_high is None:
-        return f"{report.drop:+.4f}"
-    return f"{report.drop:+.4f} ({report.ci95_low:+.4f} to {report.ci95_high:+.4f})"
+def drop_text(report: Mapping[str, Any] | None) -> str:
+    """The drop of a gate's report in its JSON form, with its interval."""
+    if report is None or report["drop"] is None:
+        return "-"
+    if report["ci95_low"] is None:
+        return f"{report['drop']:+.4f}"
+    return f"{report['drop']:+.4f} ({report['ci95_low']:+.4f} to {report['ci95_high']:+.4f})"
 
 
 def _evaluated(trial: Trial) -> GateReport:

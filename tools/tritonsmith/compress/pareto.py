@@ -22,6 +22,11 @@ class Point:
         return self.size_bytes, self.latency, self.drop
 
 
+def point_of(name: str, *, size_bytes: int, speed: float, drop: float) -> Point:
+    """A point from what was measured; of a speed two digits count, the rest of them are noise."""
+    return Point(name=name, size_bytes=size_bytes, latency=1 / float(f"{speed:.2g}"), drop=drop)
+
+
 def dominates(first: Point, second: Point) -> bool:
     """Whether `first` is nowhere worse than `second`, and better on one axis at least."""
     pairs = list(zip(first.axes, second.axes, strict=True))
@@ -41,16 +46,11 @@ def front_of(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def plot_front(
-    points: Sequence[Point],
-    *,
-    best: str | None,
-    max_drop: float,
-    size_at_most_bytes: int | None,
-    metric: str,
+    points: Sequence[Point], *, best: str, max_drop: float, size_at_most_bytes: int | None, metric: str
 ) -> str:
     """Drop over bytes as SVG text; the colour is the speed, and what lies on the front carries its number.
 
-    Numbers are places in `points`, from 1, as in the table beside the plot.
+    Numbers are places in `points`, from 1, as in the table beside the plot. Dashed lines are the bounds.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

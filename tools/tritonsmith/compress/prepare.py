@@ -11,6 +11,7 @@ from onnx import version_converter
 
 from tritonsmith import onnx_model
 from tritonsmith.compress.graph import RECURRENT_OPS, WEIGHTED_OPS, nodes_of
+from tritonsmith.compress.order import sort_nodes
 from tritonsmith.errors import CompressionError
 
 FATAL_ONLY = 4  # OrtLoggingLevel; what goes wrong is raised as well
@@ -48,7 +49,7 @@ def prepare_graph(path: Path, folder: Path, *, opset: int = PER_CHANNEL_OPSET) -
 
 
 def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
-    """Undo what the tools wrote for themselves: their notes, operator sets that no node uses, a newer IR.
+    """Undo what the tools wrote for themselves: notes, unused operator sets, a newer IR, an odd order.
 
     `like` is the model as it was converted for its server, which reads that IR version and opset.
     """
@@ -66,6 +67,7 @@ def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
     oldest = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(like.ir_version, oldest)
     model.producer_name, model.producer_version = like.producer_name, like.producer_version
+    sort_nodes(model.graph)
 
 
 def refuse_weightless(path: Path) -> None:

@@ -103,6 +103,12 @@ class Sensitivity:
         return replace(self, layers=marked)
 
 
+def sensitivity_from_json(record: Mapping[str, Any]) -> Sensitivity:
+    """What `Sensitivity.json` wrote; an infinite ratio comes back as one that was not measured."""
+    layers = tuple(LayerSensitivity(**layer) for layer in record["layers"])
+    return Sensitivity(layers=layers, samples=record["samples"], metric=record["metric"])
+
+
 def find_layers(prepared: Path, kinds: Sequence[str], spared: frozenset[str] = frozenset()) -> list[Layer]:
     """The layers among nodes of these `kinds`, in the order of the graph; `spared` nodes are none.
 

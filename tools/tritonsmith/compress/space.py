@@ -17,7 +17,7 @@ import onnx
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.quantize import is_transformer
+from tritonsmith.compress.graph import is_transformer
 from tritonsmith.compress.steps import Distill, Prune, StepSpec
 
 STEPS_OF_TRAINING = 800  # that one fine-tuning should have at least
@@ -78,7 +78,7 @@ def facts_of(teacher: Artifact, material: Material, *, epochs: int | None) -> Fa
             counts[kind] += sum(sizes.pop(name, 0) for name in node.input)
     role, reason = _trained_on(material)
     return Facts(
-        transformer=is_transformer(teacher),
+        transformer=is_transformer(graph),
         convolved=counts["Conv"] / total,
         multiplied=counts["MatMul"] / total,
         embedded=counts["Gather"] / total,

@@ -20,7 +20,7 @@ from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json, sha256_of
 from tritonsmith.bench.machine import describe_machine
 from tritonsmith.compress.cost import cost_of
-from tritonsmith.compress.pareto import Point
+from tritonsmith.compress.pareto import Point, point_of
 from tritonsmith.compress.step_text import json_from_spec, text_from_spec
 from tritonsmith.compress.steps import StepSpec
 from tritonsmith.compress.store import key_of
@@ -61,13 +61,8 @@ class Trial:
         return self.tuning.drop
 
     def point(self) -> Point:
-        """Its place among the others; a speed has two digits, the rest of them are noise."""
-        return Point(
-            name=self.name,
-            size_bytes=self.size_bytes,
-            latency=1 / float(f"{self.speed.ratio:.2g}"),
-            drop=self.drop,
-        )
+        """Its place among the others, on the tuning data."""
+        return point_of(self.name, size_bytes=self.size_bytes, speed=self.speed.ratio, drop=self.drop)
 
     def json(self) -> dict[str, Json]:
         return {
