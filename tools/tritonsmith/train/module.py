@@ -72,7 +72,9 @@ class OnnxModule(nn.Module):
             self.weights[tensor.name] = parameter
         calls = self._compile(model, constants)
         self._calls = _with_last_uses(calls, self._outputs)
-        self._known = {*self._inputs, *self.weights, *constants, *(n for c in calls for n in c.outputs)}
+        self.tensors = frozenset(
+            {*self._inputs, *self.weights, *constants, *(name for call in calls for name in call.outputs)}
+        )
         self._check_names(self._wraps, "wrapped")
         read = {name for call in calls for name in call.inputs} | set(self._outputs)
         for name in sorted(read & set(constants)):
@@ -162,7 +164,7 @@ class OnnxModule(nn.Module):
         return value if wrap is None else wrap(value)
 
     def _check_names(self, names: Mapping[str, object] | Sequence[str], verb: str) -> None:
-        if unknown := [name for name in names if name not in self._known]:
+        if unknown := [name for name in names if name not in self.tensors]:
             raise CompressionError(f"no tensor of the graph can be {verb} under this name", found=unknown)
 
 
