@@ -323,3 +323,34 @@ def test_the_mean_of_many_different_samples_has_the_interval_of_the_normal_law()
     assert report.ci95_high is not None
     half_width = 1.96 * after["y"].std() / math.sqrt(5_000)
     assert report.ci95_high - report.ci95_low == pytest.approx(2 * half_width, rel=0.1)
+
+
+def test_recall10_counts_the_neighbours_that_are_kept() -> None:
+    random = np.random.default_rng(3)
+    before = random.normal(size=(1100, 16))  # more than one block of queries
+    after = before + 0.1 * random.normal(size=before.shape)
+
+    def nearest(rows: Array) -> list[set[int]]:
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        order = np.argsort(-(unit @ unit.T), axis=1, kind="stable")
+        return [set(line[line != index][:10].tolist()) for index, line in enumerate(order)]
+
+    expected = np.mean([len(a & b) / 10 for a, b in zip(nearest(before), nearest(after), strict=True)])
+    report = judge(
+        parse_metric("recall10"),
+        baseline={"embedding": before},
+        candidate={"embedding": after},
+        target=None,
+        max_drop=0.5,
+    )
+    assert report.baseline == 1.0
+    assert report.candidate == pytest.approx(expected, abs=1e-12)
+    assert 0.5 < report.candidate < 0.99
+    assert report.ci95_low is not None
+    assert report.ci95_low < report.drop < (report.ci95_high or 0)
+
+
+def test_recall10_needs_more_than_ten_samples() -> None:
+    outputs = {"embedding": np.eye(10)}
+    with pytest.raises(SamplesError, match="more than 10"):
+        judge(parse_metric("recall10"), baseline=outputs, candidate=outputs, target=None, max_drop=None)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tritonsmith.measure import FEWEST_ROUNDS, ROUNDS, SpeedRatio, compare_speed
+from tritonsmith.measure import FEWEST_ROUNDS, ROUNDS, SpeedRatio, compare_speed, compare_speeds
 
 
 class Sleeper:
@@ -45,3 +45,10 @@ def test_slower_means_beyond_doubt_or_by_more_than_a_hair(
         ratio=ratio, low=low, high=high, rounds=9, baseline_ms=1.0, candidate_ms=1.0, batch_size=1
     )
     assert speed.slower is slower
+
+
+def test_several_are_timed_beside_one() -> None:
+    candidates = [Sleeper(0.004), Sleeper(0.002), Sleeper(0.001)]
+    found = compare_speeds(Sleeper(0.004), candidates, {"x": np.zeros(1)}, batch_size=1)
+    assert [round(speed.ratio, 1) for speed in found] == pytest.approx([1, 2, 4], rel=0.25)
+    assert len({speed.baseline_ms for speed in found}) == 1

@@ -125,7 +125,7 @@ def run_compress(options: argparse.Namespace) -> int:
     if options.report is not None:
         from tritonsmith.compress.report import write_compress_report
 
-        write_compress_report(options.report, report.json())
+        write_compress_report(options.report, report.json(), title=f"{request.out.stem}, compressed")
     if options.json:
         print_json(report.json())
     else:

@@ -4,8 +4,10 @@ scikit-learn's scanned digits (1,797 images of 8 by 8 pixels, bundled with the p
 Keras example convnet. FOLDER gets
 
     digits.h5          the trained model, alone what the tools are given
-    calibration.npz    256 training images, for the ranges of INT8
-    evaluation.npz     the held-out third with labels, never seen in training or calibration
+    training.npz       the training images with labels, for steps of compression that train
+    calibration.npz    256 of them, for the ranges of INT8
+    tuning.npz         200 images with labels that no training sees, for choices made on the way
+    evaluation.npz     the held-out third with labels, never seen in training, calibration or tuning
     samples/*.png      one held-out image of each digit
     samples.npz        the PNG bytes and labels of 64 held-out images, for the ensemble
 """
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 EPOCHS = 40
 SEED = 7
+TUNING = 200
 INPUT = "pixels"
 
 Split = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -82,11 +85,15 @@ def write_all(folder: Path) -> None:
     import warnings
 
     train_x, test_x, train_y, test_y = split_digits()
+    tune_x, tune_y = train_x[:TUNING], train_y[:TUNING]
+    train_x, train_y = train_x[TUNING:], train_y[TUNING:]
     model = train(train_x, train_y)
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras calls .h5 a legacy format; it is what people have
         model.save(folder / "digits.h5")
+    np.savez(folder / "training.npz", **{INPUT: train_x, "target": train_y})
+    np.savez(folder / "tuning.npz", **{INPUT: tune_x, "target": tune_y})
     np.savez(folder / "calibration.npz", **{INPUT: train_x[:256]})
     np.savez(folder / "evaluation.npz", **{INPUT: test_x, "target": test_y})
 
