@@ -109,6 +109,7 @@ class Walk:
     costs: list[NodeFlops] = field(default_factory=list)
     frozen: list[tuple[Ids, str]] = field(default_factory=list)
     heads: list[Ids] = field(default_factory=list)
+    reads: list[Ids] = field(default_factory=list)  # axes of weights that are summed over
     index: int = 0  # of the node that is looked at
 
     def shape(self, name: str, node: onnx.NodeProto) -> Shape:
@@ -134,6 +135,13 @@ class Walk:
         for axis in (left, right):
             self.freeze(axis, f"meets an axis that must stay at {label_of(node)}")
         return None
+
+    def contract(self, left: Ids | None, right: Ids | None, node: onnx.NodeProto) -> None:
+        """Tie the axes of both operands that a product sums over."""
+        self.tie(left, right, node)
+        for ids, name in zip((left, right), node.input, strict=False):
+            if ids is not None and self.is_constant(name):
+                self.reads.append(ids)
 
     def freeze(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:

@@ -412,13 +412,13 @@ def convolve(walk: Walk, node: onnx.NodeProto) -> None:
     made = weight[0]
     if groups == 1:
         if size[1] > 1:
-            walk.tie(image[1], weight[1], node)
+            walk.contract(image[1], weight[1], node)
     elif size[1] == 1:
         made = _depthwise(walk, node, image[1], made, groups)
     else:
         parts = [None] * groups if image[1] is None else list(image[1].reshape(groups, -1))
         for part in parts:
-            walk.tie(part, weight[1], node)
+            walk.contract(part, weight[1], node)
     if groups > 1 and size[1] > 1 and made is not None:
         walk.unions.join(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
     _finish_convolution(walk, node, image, made, is_producer=groups == 1 or size[1] > 1)
@@ -442,7 +442,7 @@ def convolve_back(walk: Walk, node: onnx.NodeProto) -> None:
     size = walk.shape(node.input[1], node)
     if groups == 1:
         if size[0] > 1:
-            walk.tie(image[1], weight[0], node)
+            walk.contract(image[1], weight[0], node)
         _finish_convolution(walk, node, image, weight[1], is_producer=True)
     elif size[1] == 1:
         walk.tie(image[1], weight[0], node)
@@ -479,7 +479,7 @@ def multiply(walk: Walk, node: onnx.NodeProto) -> None:
         walk.freeze_all(node, f"{label_of(node)} multiplies vectors")
         return
     if shapes[0][-1] > 1:
-        walk.tie(left[-1], right[-2] if len(right) > 1 else right[0], node)
+        walk.contract(left[-1], right[-2] if len(right) > 1 else right[0], node)
     ends = [*(left[-2:-1] if len(left) > 1 else ()), *(right[-1:] if len(right) > 1 else ())]
     batch: list[Ids | None] = []
     for back in range(max(map(len, shapes)), 2, -1):
@@ -508,7 +508,7 @@ def multiply_and_add(walk: Walk, node: onnx.NodeProto) -> None:
     right = right[::-1] if _attribute(node, "transB", 0) else right
     depth = walk.shape(node.input[0], node)[0 if _attribute(node, "transA", 0) else 1]
     if depth > 1:
-        walk.tie(left[1], right[0], node)
+        walk.contract(left[1], right[0], node)
     made = [left[0], right[1]]
     if len(node.input) > 2 and node.input[2]:
         bias, shape = walk.read(node.input[2], node), walk.shape(node.input[2], node)
@@ -552,7 +552,7 @@ def dequantize(walk: Walk, node: onnx.NodeProto) -> None:
     walk.write(node.output[0], labels)
 
 
-def contract(walk: Walk, node: onnx.NodeProto) -> None:
+def sum_products(walk: Walk, node: onnx.NodeProto) -> None:
     """Einsum: axes of one letter meet; a letter that is summed over is tied like any other."""
     equation = _attribute(node, "equation").decode().replace(" ", "")
     terms, arrow, result = equation.partition("->")
@@ -593,7 +593,7 @@ RULES: Mapping[str, Rule] = {
     "Concat": concatenate,
     "Conv": convolve,
     "ConvTranspose": convolve_back,
-    "Einsum": contract,
+    "Einsum": sum_products,
     "Expand": expand,
     "Gather": gather,
     "Gemm": multiply_and_add,

@@ -23,6 +23,7 @@ class Member:
     tensor: str
     axis: int
     channels: Channels
+    reads: bool  # a product sums over this axis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +146,12 @@ def _groups(walk: Walk, axes: Mapping[tuple[str, int], Ids]) -> tuple[Group, ...
         for root in np.unique(find(producer.ids)).tolist():
             makers.setdefault(root, []).append(index)
     alike: dict[tuple[tuple[int, ...], str | None], list[int]] = {}
-    for root, places in makers.items():
-        alike.setdefault((tuple(places), reasons.get(root)), []).append(root)
-    members = _members(list(alike.values()), axes)
+    for root, indices in makers.items():
+        alike.setdefault((tuple(indices), reasons.get(root)), []).append(root)
+    members = _members(list(alike.values()), axes, _reading(walk, axes))
     groups = []
-    for ((places, reason), roots), found in zip(alike.items(), members, strict=True):
-        producers = [walk.producers[place] for place in places]
+    for ((made_by, why), roots), found in zip(alike.items(), members, strict=True):
+        producers = [walk.producers[index] for index in made_by]
         first = find(producers[0].ids)
         ids = np.array(sorted(roots), dtype=np.int64)
         kind = "heads" if ids[0] in heads else "channels"
@@ -165,13 +166,26 @@ def _groups(walk: Walk, axes: Mapping[tuple[str, int], Ids]) -> tuple[Group, ...
                 width=int((first == ids[0]).sum()),
                 ids=ids,
                 members=found,
-                frozen=reason,
+                frozen=why,
             )
         )
     return _named_apart(groups)
 
 
-def _members(sets: list[list[int]], axes: Mapping[tuple[str, int], Ids]) -> list[tuple[Member, ...]]:
+def _reading(walk: Walk, axes: Mapping[tuple[str, int], Ids]) -> set[tuple[str, int]]:
+    """The axes of weights that products sum over: told by ids before they are joined."""
+    read = set(np.concatenate(walk.reads).tolist()) if walk.reads else set()
+    found = set()
+    for name, axis in axes:
+        ids = walk.labels[name][axis]
+        if ids is not None and int(ids[0]) in read:
+            found.add((name, axis))
+    return found
+
+
+def _members(
+    sets: list[list[int]], axes: Mapping[tuple[str, int], Ids], reading: set[tuple[str, int]]
+) -> list[tuple[Member, ...]]:
     """For each set of ids, the axes of weights that they occur in."""
     home, rank = {}, {}
     for index, roots in enumerate(sets):
@@ -183,7 +197,9 @@ def _members(sets: list[list[int]], axes: Mapping[tuple[str, int], Ids]) -> list
         ranks = np.array([rank.get(root, -1) for root in ids.tolist()])
         for index in np.unique(homes[homes >= 0]).tolist():
             channels = np.where(homes == index, ranks, -1)
-            found[index].append(Member(tensor=tensor, axis=axis, channels=channels))
+            found[index].append(
+                Member(tensor=tensor, axis=axis, channels=channels, reads=(tensor, axis) in reading)
+            )
     return [tuple(members) for members in found]
 
 

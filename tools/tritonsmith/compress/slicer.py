@@ -220,7 +220,8 @@ def _mismatch(
         after = infer_shapes(sliced).shapes
     except CompressionError:
         after = {}
-    for node in sliced.graph.node:
+    nodes: list[onnx.NodeProto] = list(sliced.graph.node)
+    for node in nodes:
         for name in node.output:
             if name not in before:
                 continue
