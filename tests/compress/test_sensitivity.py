@@ -14,7 +14,6 @@ from onnx import helper
 from digits_models import make_model, split_digits, write_artifact, write_samples
 from fragile_models import FRAGILE, fragile_model, writer_of
 from tritonsmith.compress.prepare import prepare_graph
-from tritonsmith.compress.quantize import QUANTIZED_OPS
 from tritonsmith.compress.sensitivity import (
     ROW_COLUMNS,
     LayerSensitivity,
@@ -25,6 +24,7 @@ from tritonsmith.compress.sensitivity import (
     sensitivity_rows,
     sqnr_db,
 )
+from tritonsmith.compress.static import QUANTIZED_OPS
 from tritonsmith.metrics import parse_metric
 from tritonsmith.samples import Samples, load_samples
 

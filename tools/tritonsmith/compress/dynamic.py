@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import onnx
-
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step, steps
 from tritonsmith.compress.arithmetic import Arithmetic, detect_arithmetic
 from tritonsmith.compress.audit import audit_quantized
+from tritonsmith.compress.mixed import Budget, choose_mixed
 from tritonsmith.compress.names import kept_nodes
 from tritonsmith.compress.prepare import named_failures, prepare_graph, refuse_weightless, tidy
+from tritonsmith.compress.sensitivity import find_layers
 from tritonsmith.compress.smooth import smooth_model
 from tritonsmith.compress.tables import quantize_tables, share_weights
 from tritonsmith.errors import SamplesError, UsageError
@@ -30,9 +30,12 @@ def quantize_dynamic(
     engine: str = "onnxruntime",
     spec: steps.Quantize = steps.Quantize(),  # noqa: B008 - frozen
     calibration: Samples | None = None,
+    budget: Budget | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
     """Quantize weights to INT8, per channel, and tables, per row; `calibration` serves `spec.smooth` alone.
+
+    With a `budget`, layers stay in floating point until it holds.
 
     Raises:
         CompressionError: nothing in the graph can be quantized, or nothing would run in INT8.
@@ -59,13 +62,17 @@ def quantize_dynamic(
             prepared, measured["tensors_smoothed"] = _smoothed(
                 prepared, spec.smooth, calibration, artifact, frozenset(kept), say
             )
-        with named_failures(artifact.path):
-            model = _quantize(prepared, folder, arithmetic, frozenset(kept))
-        measured["tables"] = quantize_tables(model.graph, spared=frozenset(kept))
-        measured["shared_bytes"] = share_weights(model.graph)
-        tidy(model, onnx_model.load_model(artifact.path, with_weights=False))
+
+        def write(keep: frozenset[str], path: Path) -> dict[str, Json]:
+            return _write(prepared, path, arithmetic, frozenset(kept) | keep, like=artifact.path)
+
+        if budget is not None:
+            layers = [x for x in find_layers(prepared, (*KINDS, "Gather"), frozenset(kept)) if x.bytes]
+            mixed = choose_mixed(write, layers, prepared, folder, budget=budget, say=say)
+            measured["mixed"] = mixed.measured()
+            kept.update((name, name) for name in mixed.nodes)
         staged = folder / out.name
-        onnx_model.save_model(model, staged)
+        measured.update(write(frozenset(), staged))
         audit = audit_quantized(staged, artifact.path, dialect=engine, kept=kept, say=say)
         return step.finish(
             work, artifact, staged, out, precision="int8", measured={**measured, **audit.measured()}
@@ -90,23 +97,30 @@ def _smoothed(
     return smooth_model(prepared, alpha, calibration, batched=artifact.batched, spared=spared)
 
 
-def _quantize(
-    prepared: Path, folder: Path, arithmetic: Arithmetic, spared: frozenset[str]
-) -> onnx.ModelProto:
+def _write(
+    prepared: Path, out: Path, arithmetic: Arithmetic, spared: frozenset[str], *, like: Path
+) -> dict[str, Json]:
+    """Write the quantized model, nodes named in `spared` left in floating point; return what was counted."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantized = folder / "quantized.onnx"
-    quantize_dynamic(
-        prepared,
-        quantized,
-        op_types_to_quantize=list(KINDS),
-        nodes_to_exclude=sorted(spared),
-        per_channel=True,
-        reduce_range=arithmetic.reduce_range,
-        weight_type=QuantType.QInt8,
-        use_external_data_format=True,
-    )
-    return onnx_model.load_model(quantized)
+    quantized = prepared.with_name("quantized.onnx")
+    with named_failures(like):
+        quantize_dynamic(
+            prepared,
+            quantized,
+            op_types_to_quantize=list(KINDS),
+            nodes_to_exclude=sorted(spared),
+            per_channel=True,
+            reduce_range=arithmetic.reduce_range,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+        )
+    model = onnx_model.load_model(quantized)
+    tables = quantize_tables(model.graph, spared=spared)
+    shared_bytes = share_weights(model.graph)
+    tidy(model, onnx_model.load_model(like, with_weights=False))
+    onnx_model.save_model(model, out)
+    return {"tables": tables, "shared_bytes": shared_bytes}
 
 
 def _options(
@@ -119,6 +133,7 @@ def _options(
         "engine": engine,
         "per_channel": True,
         "keep": list(spec.keep),
+        "mixed": spec.mixed,
         **smoothing,
         **arithmetic.options(),
     }

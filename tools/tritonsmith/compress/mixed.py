@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonsmith.artifact import Artifact, Json
+from tritonsmith.artifact import Json
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.sensitivity import (
     Layer,
@@ -121,10 +121,9 @@ def choose_mixed(
     write: Write,
     layers: Sequence[Layer],
     prepared: Path,
-    artifact: Artifact,
-    budget: Budget,
     folder: Path,
     *,
+    budget: Budget,
     say: Say = lambda _: None,
 ) -> Mixed:
     """Find the few layers that must stay in floating point for the budget to hold.
@@ -136,7 +135,7 @@ def choose_mixed(
         CompressionError: there is no layer to quantize.
     """
     if not layers:
-        raise CompressionError(f"{artifact.path.name} has no layer that could be quantized")
+        raise CompressionError("the model has no layer that could be quantized, so none can be chosen")
     trial = _Trial(write=write, budget=budget, path=folder / "trial.onnx", drops={})
     int8_drop = trial.drop(())
     say(f"all {len(layers)} layers in INT8: {_told(budget, int8_drop)}")
@@ -145,8 +144,8 @@ def choose_mixed(
     float_drop = budget.drop(prepared)
     if not budget.holds(float_drop):
         reason = (
-            f"the model that this step was given already loses {float_drop:.4g} in floating point; "
-            "no choice of layers can bring that back"
+            f"in floating point the model already loses {float_drop:.4g} against the one that the chain "
+            "began with; no choice of layers can bring that back"
         )
         say(f"the budget cannot be met: {reason}")
         return _result(trial, (), int8_drop, None, reason)

@@ -53,7 +53,9 @@ class FakeQuantized:
     """A quantized graph made trainable."""
 
     model: onnx.ModelProto
-    activations: Mapping[str, FakeActivation]  # by the tensor that a pair gives; a shared scale is one of them
+    activations: Mapping[
+        str, FakeActivation
+    ]  # by the tensor that a pair gives; a shared scale is one of them
     weights: Mapping[str, FakeWeight]
     sources: Mapping[str, str]  # that name -> the tensor that the pair rounds
 
@@ -112,6 +114,7 @@ def fake_quantize(
     model = onnx.ModelProto()
     model.CopyFrom(quantized)
     graph = model.graph
+    _name_float_weights(graph, prepared.graph)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     floats = _float_weights(prepared, quantized)
@@ -151,6 +154,21 @@ def fake_quantize(
     graph.initializer.extend(tensor for tensor in prepared.graph.initializer if tensor.name in used - present)
     drop_unused(graph)
     return FakeQuantized(model=model, activations=activations, weights=weights, sources=sources)
+
+
+def _name_float_weights(graph: onnx.GraphProto, prepared: onnx.GraphProto) -> None:
+    """Let nodes read their own float weights again, which the file shares where they are equal so far."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    own = {tensor.name: tensor for tensor in prepared.initializer}
+    before = {node.name: node for node in prepared.node}
+    for node in graph.node:
+        same = before.get(node.name)
+        for index, source in enumerate(() if same is None else same.input[: len(node.input)]):
+            if source in own and node.input[index] in tensors and node.input[index] != source:
+                node.input[index] = source
+                if source not in tensors:
+                    tensors[source] = own[source]
+                    graph.initializer.append(own[source])
 
 
 def _float_weights(prepared: onnx.ModelProto, quantized: onnx.ModelProto) -> dict[str, onnx.TensorProto]:

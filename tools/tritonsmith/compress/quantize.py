@@ -11,6 +11,7 @@ TensorRT has a dialect of its own (qdq_tensorrt.py), written from the same range
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tritonsmith import onnx_model
@@ -18,6 +19,8 @@ from tritonsmith.artifact import Artifact
 from tritonsmith.compress import graph, steps
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.dynamic import quantize_dynamic
+from tritonsmith.compress.mixed import budget_of
+from tritonsmith.compress.refine import refine_static
 from tritonsmith.compress.static import quantize_static
 from tritonsmith.errors import SamplesError, UsageError
 
@@ -33,18 +36,33 @@ def apply_quantize(
     checkpoint: Path,
     say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    """Quantize as `spec` says; what calibration saw is kept in `checkpoint`.
+    """Quantize as `spec` says; what calibration saw and fine-tuning learned is kept in `checkpoint`.
 
     Raises:
         CompressionError: as `quantize_static` and `quantize_dynamic`.
-        SamplesError: static INT8 or smoothing without calibration data.
-        UsageError: a method, dialect, calibrator or node that does not exist.
+        SamplesError: static INT8 or smoothing without calibration data, mixed precision without tuning data.
+        UsageError: a method, dialect, calibrator or node that does not exist, mixed precision without a
+            budget, or fine-tuning for dynamic INT8.
     """
+    if spec.epochs < 0:
+        raise UsageError(f"{spec.epochs} epochs cannot be trained", expected="0 or more")
     engine = spec.dialect or material.engine
     method = spec.method if spec.method != "auto" else default_int8_method(artifact, engine)
     if method == "dynamic":
+        if spec.epochs:
+            raise UsageError(
+                "fine-tuning needs the fixed ranges of static INT8, and this is dynamic",
+                fix="set method to static, or leave epochs out",
+            )
+        budget = budget_of(material) if spec.mixed else None
         return quantize_dynamic(
-            artifact, out, engine=engine, spec=spec, calibration=material.calibration, say=say
+            artifact,
+            out,
+            engine=engine,
+            spec=spec,
+            calibration=material.calibration,
+            budget=budget,
+            say=say,
         )
     if method != "static":
         raise UsageError(f"no method is named {method!r}", expected="auto, static or dynamic")
@@ -54,8 +72,23 @@ def apply_quantize(
             expected="some hundreds of samples like those that the model will see",
             fix="take them from the training data, apart from the evaluation data",
         )
+    refine = partial(
+        refine_static,
+        spec=spec,
+        material=material,
+        budget=budget_of(material) if spec.mixed else None,
+        checkpoint=checkpoint,
+        say=say,
+    )
     return quantize_static(
-        artifact, material.calibration, out, dialect=engine, spec=spec, ranges_folder=checkpoint, say=say
+        artifact,
+        material.calibration,
+        out,
+        dialect=engine,
+        spec=spec,
+        ranges_folder=checkpoint,
+        refine=refine,
+        say=say,
     )
 
 

@@ -37,7 +37,7 @@ class Explainer:
         if node is None:
             return "made by the engine's own optimiser"
         if node.name in self._kept:
-            return "kept in floating point by request"
+            return "kept in floating point, by request or for the budget"
         if node.op_type in RECURRENT:
             return f"no engine has INT8 kernels for {node.op_type}"
         if node.op_type == "LSTM":

@@ -29,7 +29,7 @@ from tritonsmith.samples import Samples
 
 Say = Callable[[str], None]
 # Writes the model to a path, with these nodes in floating point and all others quantized.
-Write = Callable[[frozenset[str], Path], None]
+Write = Callable[[frozenset[str], Path], object]
 Outputs = Mapping[str, NDArray[Any]]
 
 # They compute nothing that rounding could hurt beside what their input has lost already.

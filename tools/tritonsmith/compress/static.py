@@ -58,6 +58,10 @@ class Calibrated:
     like: Path  # the model as it was before, for its opset and metadata
 
 
+# Takes a calibrated graph and a folder for files on the way; gives the graph to write, and what was measured.
+Refine = Callable[[Calibrated, Path], tuple[Calibrated, dict[str, Json]]]
+
+
 def quantize_static(
     artifact: Artifact,
     calibration: Samples,
@@ -66,12 +70,14 @@ def quantize_static(
     dialect: str = "onnxruntime",
     spec: steps.Quantize = steps.Quantize(),  # noqa: B008 - frozen
     ranges_folder: Path | None = None,
+    refine: Refine = lambda calibrated, _: (calibrated, {}),
     say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
     """Quantize weights and activations to INT8 with the ranges seen on the calibration data.
 
     What calibration saw is kept in `ranges_folder`, so that a second dialect or calibrator needs no second
-    pass. Memory holds the activations of a few samples at a time.
+    pass. Memory holds the activations of a few samples at a time. `refine` may change what is written,
+    given a folder for models on the way (fine-tuning, mixed precision).
 
     Raises:
         CompressionError: nothing in the graph can be quantized, the opset is too old and cannot be
@@ -99,8 +105,9 @@ def quantize_static(
             ranges_folder=ranges_folder,
             say=say,
         )
-        # `spec.mixed` and `spec.epochs` come in here: `write_static` writes `calibrated` again and again,
-        # with other nodes in `keep`, or with a graph and ranges that fine-tuning gave back.
+        asked = calibrated.spared
+        calibrated, refined = refine(calibrated, folder)
+        kept.update((name, name) for name in calibrated.spared - asked)
         if spec.bias_correction:
             calibrated, corrected = _corrected(calibrated, calibration, folder, batched=artifact.batched)
             notes["biases_corrected"] = corrected
@@ -108,7 +115,7 @@ def quantize_static(
         staged = folder / out.name
         write_static(calibrated, staged)
         audit = audit_quantized(staged, artifact.path, dialect=dialect, kept=kept, say=say)
-        measured = {**notes, **audit.measured()}
+        measured = {**notes, **refined, **audit.measured()}
         return step.finish(work, artifact, staged, out, precision="int8", measured=measured)
 
 
@@ -236,5 +243,7 @@ def _options(
         "smooth": spec.smooth,
         "bias_correction": spec.bias_correction,
         "keep": list(spec.keep),
+        "mixed": spec.mixed,
+        **({"epochs": spec.epochs, "learning_rate": spec.learning_rate} if spec.epochs else {}),
         **arithmetic.options(),
     }
