@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from tritonsmith.errors import MissingExtraError
@@ -29,6 +31,18 @@ def figure(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def label_decades(axis: Any, values: Sequence[float]) -> None:
+    """Plain numbers on a logarithmic axis, more of them where it spans less than a decade or two."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+    decades = math.log10(max(values) / min(values))
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def svg_of(figure: Any) -> str:

@@ -25,7 +25,9 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-
 th { text-align: left; border-bottom: 2px solid var(--line); padding: .3rem .6rem; white-space: nowrap; }
 td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; vertical-align: top; }
 .total tbody tr:last-child td { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 600; }
+td.ok, td.failed { white-space: nowrap; }
 .ok { color: var(--good); font-weight: 600; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .failed { color: var(--bad); font-weight: 600; }
 .plots { display: flex; flex-wrap: wrap; gap: 1rem; }
 .plots { margin-top: 1rem; }

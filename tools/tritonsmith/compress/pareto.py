@@ -64,12 +64,12 @@ def plot_front(
         c=speeds,
         s=[70 if point.name in front else 26 for point in points],
         cmap="viridis",
-        norm="log" if max(speeds) > min(speeds) else None,
+        norm="log" if max(speeds) > 2 * min(speeds) else None,
         edgecolors=[drawing.INK if point.name in front else "none" for point in points],
         zorder=3,
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    drawing.label_decades(axes.xaxis, [point.size_bytes / 1000 for point in points])
     axes.axhline(max_drop, color=drawing.COLOURS[2], linestyle="--", linewidth=1.2)
     if size_at_most_bytes is not None:
         axes.axvline(size_at_most_bytes / 1000, color=drawing.COLOURS[2], linestyle="--", linewidth=1.2)
@@ -85,4 +85,7 @@ def plot_front(
             )
     bar = figure.colorbar(dots, ax=axes, pad=0.02)
     bar.set_label("times as fast as FP32", color=drawing.INK)
+    if max(speeds) > 2 * min(speeds):
+        drawing.label_decades(bar.ax.yaxis, speeds)
+    axes.margins(x=0.08, y=0.1)
     return drawing.svg_of(figure)

@@ -99,9 +99,11 @@ def plot_ledger(ledger: Record) -> str:
     figure, axes = drawing.figure("What is left after each step", "", "% of FP32 (logarithmic)")
     entries = ledger["entries"]
     ticks = np.arange(len(entries))
+    drawn: list[float] = []
     parts = (("size_bytes", "bytes", 4), ("flops", "FLOPs", 5), ("latency_ms", "latency", 2))
     for index, (key, label, colour) in enumerate(parts):
         shares = [100 * entry[key] / entries[0][key] if entries[0][key] else 100.0 for entry in entries]
+        drawn += shares
         places = ticks + (index - 1) * 0.27
         axes.bar(places, shares, width=0.25, color=drawing.COLOURS[colour], label=label)
         for place, share in zip(places, shares, strict=True):
@@ -109,10 +111,10 @@ def plot_ledger(ledger: Record) -> str:
                 f"{share:.3g}", (place, share), (0, 2), textcoords="offset points", ha="center", fontsize=7
             )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
+    drawing.label_decades(axes.yaxis, drawn)
     axes.set_xticks(ticks, [entry["step"] for entry in entries])
-    axes.margins(y=0.12)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylim(min(drawn) / 2, max(drawn) * 1.6)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)
     return drawing.svg_of(figure)
 
 
@@ -148,11 +150,11 @@ def _search_section(search: Record) -> Iterator[str]:
     best, goal = search["best"], search["goal"]
     verdict = ("ok", "found") if search["passed"] else ("failed", "nothing keeps all bounds")
     yield f'<h2>The search <span class="{verdict[0]}">{verdict[1]}</span></h2>'
-    measured, failed = len(search["trials"]), sum(skip["failed"] for skip in search["skipped"])
+    measured, failed = len(search["trials"]) - 1, sum(skip["failed"] for skip in search["skipped"])
     yield html.soft(
-        f"{_goal_text(goal)}. {measured} candidates measured, {failed} could not be had, "
-        f"{len(search['skipped']) - failed} kinds left out; {search['ended']}. Chosen on "
-        f"{search['tuned_on']}; the evaluation data judged {search['looks']}."
+        f"{_goal_text(goal)}. {measured} candidates measured beside FP32, {failed} could not be had, "
+        f"{len(search['skipped']) - failed} left out; {search['ended']}. Chosen on {search['tuned_on']}; "
+        f"the evaluation data then judged {search['looks']} of them."
     )
     for line in search["missed"]:
         yield f'<p><span class="failed">missed</span> {escape(line)}</p>'
