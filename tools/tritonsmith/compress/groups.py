@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tritonsmith.compress.axes import Ids, Rewrite, Walk, label_axes
 from tritonsmith.compress.cost import Cost
-from tritonsmith.compress.shapes import infer_shapes
+from tritonsmith.compress.shapes import Shape, infer_shapes
 
 Channels = NDArray[np.int64]  # indices of channels inside of a group
 
@@ -64,7 +64,8 @@ class Plan:
 
     groups: tuple[Group, ...]
     axes: Mapping[tuple[str, int], Ids]
-    shapes: Mapping[str, tuple[tuple[int, Ids], ...]]  # tensor -> axes with ids: what to expect of a slice
+    flow: Mapping[str, tuple[tuple[int, Ids], ...]]  # tensor -> its axes with ids
+    shapes: Mapping[str, Shape]  # of the whole graph
     rewrites: tuple[Rewrite, ...]
     flops: tuple[Term, ...]
     parameters: tuple[Term, ...]
@@ -118,10 +119,11 @@ def plan_groups(
     return Plan(
         groups=groups,
         axes=axes,
-        shapes={
+        flow={
             name: tuple((axis, find(ids)) for axis, ids in enumerate(labels) if ids is not None)
             for name, labels in walk.labels.items()
         },
+        shapes=shapes.shapes,
         rewrites=tuple(walk.rewrites),
         flops=tuple(_term(cost.flops, [find(ids) for ids in cost.ids]) for cost in walk.costs),
         parameters=tuple(

@@ -125,11 +125,7 @@ def _prune(
         scores = _score(spec, model, plan, artifact, material, say)
         kept = _choose(spec, number, plan, groups, scores, before, original)
         model = prune_channels(model, plan, kept)
-        left = sum(len(channels) for channels in kept.values())
-        total = sum(group.size for group in groups)
-        say(
-            f"iteration {number} of {spec.iterations}: {left} of {total} channels stay in {len(groups)} groups"
-        )
+        say(_iteration_line(spec, number, groups, kept))
         if spec.epochs:
             reports.append(_train(spec, model, material, checkpoint, say))
     sizes = {
@@ -145,7 +141,7 @@ def _prune(
 def _iteration_line(spec: Prune, number: int, groups: Sequence[Group], kept: Kept) -> str:
     left, total = sum(map(len, kept.values())), sum(group.size for group in groups)
     turn = f"iteration {number} of {spec.iterations}: " if spec.iterations > 1 else ""
-    return f"{turn}{left} of {total} channels stay in {len(groups)} groups"
+    return f"{turn}{left} of {total} channels stay, in {len(groups)} groups"
 
 
 def _score(
@@ -221,7 +217,7 @@ def _free_groups(plan: Plan, keep: Sequence[str], model: onnx.ModelProto) -> lis
     kept: set[int] = set()
     for name in keep:
         for output in outputs.get(name, ()):
-            for _, ids in plan.shapes.get(output, ()):
+            for _, ids in plan.flow.get(output, ()):
                 kept |= set(ids.tolist())
     return [group for group in plan.prunable if not kept & set(group.ids.tolist())]
 

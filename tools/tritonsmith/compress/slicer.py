@@ -14,10 +14,16 @@ from tritonsmith.compress.axes import Rewrite, node_name
 from tritonsmith.compress.cost import parameters_of
 from tritonsmith.compress.graph import drop_unused
 from tritonsmith.compress.groups import Channels, Plan, plan_groups
-from tritonsmith.compress.shapes import infer_shapes
+from tritonsmith.compress.shapes import Shape, infer_shapes
 from tritonsmith.errors import CompressionError
 
 TRIES = 20
+FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.BFLOAT16,
+)
 CONSTANT_TYPES: Mapping[str, type[np.generic]] = {
     "value_float": np.float32,
     "value_floats": np.float32,
@@ -42,7 +48,7 @@ def plan_pruning(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Plan]:
     for _ in range(TRIES):
         plan = plan_groups(model, parameters, spared)
         trial = {group.name: np.arange(1, group.size) for group in plan.prunable if group.size > 1}
-        wrong = _mismatch(slice_graph(model, plan, trial), plan, plan.kept_ids(trial), shapes.shapes)
+        wrong = _mismatch(slice_graph(model, plan, trial), plan, plan.kept_ids(trial))
         if wrong is None:
             return model, plan
         spared[node_name(wrong)] = (
@@ -65,7 +71,25 @@ def with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     left = [node for node in model.graph.node if node.op_type != "Constant"]
     del copy.graph.node[:]
     copy.graph.node.extend(left)
+    _separate_vectors(copy.graph)
     return copy
+
+
+def _separate_vectors(graph: onnx.GraphProto) -> None:
+    """Give each node a bias or scale of its own: equal ones, shared to save bytes, would tie their layers."""
+    vectors = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type in FLOATS and max(tensor.dims, default=1) == math.prod(tensor.dims) > 1
+    }
+    seen: set[str] = set()
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in seen and name in vectors:
+                twin = graph.initializer.add()
+                twin.CopyFrom(vectors[name])
+                twin.name = node.input[place] = _free_name(graph, f"{name}_{node.output[0]}")
+            seen.add(name)
 
 
 def _constant(node: onnx.NodeProto) -> NDArray[Any]:
@@ -83,7 +107,7 @@ def prune_channels(model: onnx.ModelProto, plan: Plan, kept: Mapping[str, Channe
         CompressionError: the smaller graph has other shapes than its channels say.
     """
     sliced = slice_graph(model, plan, kept)
-    wrong = _mismatch(sliced, plan, plan.kept_ids(kept), infer_shapes(model).shapes)
+    wrong = _mismatch(sliced, plan, plan.kept_ids(kept))
     if wrong is not None:
         raise CompressionError(
             f"the pruned graph does not fit together at {wrong.op_type} {node_name(wrong)!r}",
@@ -126,7 +150,7 @@ def _rewrite(graph: onnx.GraphProto, plan: Plan, stays: NDArray[np.bool_]) -> No
     made: dict[int, list[onnx.NodeProto]] = {}
     for (index, place), rewrites in inputs.items():
         values = [(item.element, item.value(lambda ids: stays[ids])) for item in rewrites]
-        joined = _rewrite_input(graph, graph.node[index], place, values)
+        joined = _rewrite_input(graph, graph.node[index], place, values, plan.shapes)
         if joined is not None:
             made.setdefault(index, []).append(joined)
     nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
@@ -142,7 +166,11 @@ def _set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
 
 
 def _rewrite_input(
-    graph: onnx.GraphProto, node: onnx.NodeProto, place: int, values: list[tuple[int | None, Any]]
+    graph: onnx.GraphProto,
+    node: onnx.NodeProto,
+    place: int,
+    values: list[tuple[int | None, Any]],
+    shapes: Mapping[str, Shape],
 ) -> onnx.NodeProto | None:
     """Give a node a constant of its own; where it is made by a Concat, that Concat's twin comes back."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -165,7 +193,7 @@ def _rewrite_input(
     maker = next((other for other in graph.node if name in other.output), None)
     if maker is None or maker.op_type != "Concat":
         return None  # sizes that are computed from others follow them
-    return _rewrite_concat(graph, node, place, maker, values)
+    return _rewrite_concat(graph, node, place, maker, values, shapes)
 
 
 def _rewrite_concat(
@@ -174,13 +202,14 @@ def _rewrite_concat(
     place: int,
     maker: onnx.NodeProto,
     values: list[tuple[int | None, Any]],
+    shapes: Mapping[str, Shape],
 ) -> onnx.NodeProto | None:
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     twin = onnx.NodeProto()
     twin.CopyFrom(maker)
     changed, start = False, 0
     for piece, name in enumerate(maker.input):
-        length = math.prod(tensors[name].dims) if name in tensors else 1  # a computed size is one number
+        length = math.prod(shapes[name])
         inside = [(element - start, value) for element, value in values if element is not None]
         inside = [(element, value) for element, value in inside if 0 <= element < length]
         if name in tensors and inside:
@@ -212,9 +241,7 @@ def _free_name(graph: onnx.GraphProto, name: str) -> str:
     return name
 
 
-def _mismatch(
-    sliced: onnx.ModelProto, plan: Plan, stays: NDArray[np.bool_], before: Mapping[str, tuple[int, ...]]
-) -> onnx.NodeProto | None:
+def _mismatch(sliced: onnx.ModelProto, plan: Plan, stays: NDArray[np.bool_]) -> onnx.NodeProto | None:
     """The first node that gives another shape than the channels that are left say, if any."""
     try:
         after = infer_shapes(sliced).shapes
@@ -223,10 +250,10 @@ def _mismatch(
     nodes: list[onnx.NodeProto] = list(sliced.graph.node)
     for node in nodes:
         for name in node.output:
-            if name not in before:
+            if name not in plan.shapes:
                 continue
-            expected = list(before[name])
-            for axis, ids in plan.shapes.get(name, ()):
+            expected = list(plan.shapes[name])
+            for axis, ids in plan.flow.get(name, ()):
                 expected[axis] = int(stays[ids].sum())
             if after.get(name) != tuple(expected):
                 return node
