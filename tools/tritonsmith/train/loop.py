@@ -247,7 +247,7 @@ def _run_epoch(
             if time.perf_counter() - spoke_s > TALK_S:
                 spoke_s = time.perf_counter()
                 where = f"epoch {state.epoch + 1}/{spec.epochs}, batch {index + 1}/{len(batches)}"
-                say(f"{where}: loss {loss:.4f}")
+                say(f"{where}: loss {float(loss.detach()):.4f}")
     state.epoch += 1
     state.losses.append(total / sum(map(len, batches)))
 
@@ -264,7 +264,7 @@ def _check_loss(loss: torch.Tensor, spec: Trained, epoch: int, batch: int) -> No
     if not bool(torch.isfinite(loss)):
         raise CompressionError(
             "the training has diverged",
-            found=f"a loss of {float(loss):g} in epoch {epoch + 1}, batch {batch + 1}",
+            found=f"a loss of {float(loss.detach()):g} in epoch {epoch + 1}, batch {batch + 1}",
             expected="a finite loss",
             fix=f"a lower learning rate: {spec.learning_rate / 10:g} instead of {spec.learning_rate:g}",
         )
