@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime import InferenceSession
 
-from digits_models import split_digits, write_artifact, write_samples
+from digits_models import mlp_model, split_digits, write_artifact, write_samples
 from fragile_models import FRAGILE, fragile_model, writer_of
 from tritonsmith.artifact import Artifact
-from tritonsmith.compress.chain import Material
+from tritonsmith.compress.chain import Material, apply_step
 from tritonsmith.compress.mixed import Mixed, budget_of, choose_mixed
 from tritonsmith.compress.prepare import prepare_graph
 from tritonsmith.compress.sensitivity import find_layers
 from tritonsmith.compress.static import QUANTIZED_OPS
+from tritonsmith.compress.steps import Quantize
 from tritonsmith.errors import CompressionError, SamplesError, UsageError
 from tritonsmith.metrics import parse_metric
 from tritonsmith.samples import load_samples
@@ -117,6 +120,35 @@ def test_a_loss_from_before_is_not_blamed_on_layers(tmp_path: Path, material: Ma
     assert mixed.kept == ()
     assert mixed.sensitivity is None
     assert "in floating point the model already loses" in mixed.reason
+
+
+def test_dynamic_int8_leaves_the_fragile_product_alone(tmp_path: Path) -> None:
+    """Hidden unit 0 is always zero, and huge weights on it in dense_2 take the one scale of each column."""
+    digits = split_digits()
+    model = mlp_model()
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, where, value in (("w1", np.s_[:, 0], 0.0), ("b1", np.s_[0], -1.0), ("w2", np.s_[0], 500.0)):
+        array = numpy_helper.to_array(tensors[name]).copy()
+        array[where] = value
+        tensors[name].CopyFrom(numpy_helper.from_array(array, name))
+    teacher = write_artifact(model, tmp_path / "mlp.onnx")
+    images = digits.train_images.reshape(-1, 64)
+    path = write_samples(tmp_path / "tuning.npz", images[:600], digits.train_labels[:600])
+    tuning = load_samples(path, teacher.inputs)
+    material = Material(teacher=teacher, tuning=tuning, metric=parse_metric("accuracy"), max_drop=0.01)
+    spec = Quantize(method="dynamic", mixed=True)
+    mixed = apply_step(spec, teacher, material, tmp_path / "mixed.onnx", checkpoint=tmp_path)
+
+    record = mixed.steps[-1].measured["mixed"]
+    assert isinstance(record, dict)
+    assert (record["kept"], record["passed"]) == (["dense_2"], True)
+    assert record["int8_drop"] > 0.3
+    assert mixed.steps[-1].measured["int8_ops"] == 1
+    before, after = (
+        InferenceSession(str(artifact.path)).run(None, {"image": tuning.arrays["image"]})[0].argmax(axis=1)
+        for artifact in (teacher, mixed)
+    )
+    assert (before == tuning.target).mean() - (after == tuning.target).mean() <= 0.01
 
 
 def test_there_must_be_something_to_choose_by(tmp_path: Path, material: Material) -> None:

@@ -109,7 +109,8 @@ def _write(
             prepared,
             quantized,
             op_types_to_quantize=list(KINDS),
-            nodes_to_exclude=sorted(spared),
+            # The tool splits a Gemm into an Add and a MatMul, which it names so, before it looks for names.
+            nodes_to_exclude=sorted(spared | {f"{name}_MatMul" for name in spared}),
             per_channel=True,
             reduce_range=arithmetic.reduce_range,
             weight_type=QuantType.QInt8,

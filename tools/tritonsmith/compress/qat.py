@@ -25,7 +25,7 @@ from tritonsmith.compress.graph import drop_unused
 from tritonsmith.errors import CompressionError
 
 if TYPE_CHECKING:
-    from tritonsmith.train.fake_quantize import FakeActivation, FakeWeight
+    from tritonsmith.train.fake_quantize import FakeActivation, FakeBias, FakeWeight
     from tritonsmith.train.loop import TrainReport
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -56,7 +56,7 @@ class FakeQuantized:
     activations: Mapping[
         str, FakeActivation
     ]  # by the tensor that a pair gives; a shared scale is one of them
-    weights: Mapping[str, FakeWeight]
+    weights: Mapping[str, FakeBias | FakeWeight]
     sources: Mapping[str, str]  # that name -> the tensor that the pair rounds
 
     @property
@@ -88,7 +88,7 @@ def finetune_quantized(
 
     original = onnx_model.load_model(prepared)
     fake = fake_quantize(original, onnx_model.load_model(quantized))
-    say(f"fine-tuning with {len(fake.activations)} activations and {len(fake.weights)} weights rounded")
+    say(f"fine-tuning with {len(fake.activations)} activations and {len(fake.weights)} constants rounded")
     module = OnnxModule(fake.model, wraps=fake.wraps)
     report = train(module, material, spec, teacher=material.teacher, checkpoint=checkpoint, say=say)
     module.write_weights(fake.model)
@@ -119,7 +119,7 @@ def fake_quantize(
     makers = {name: node for node in graph.node for name in node.output}
     floats = _float_weights(prepared, quantized)
     activations: dict[str, FakeActivation] = {}
-    weights: dict[str, FakeWeight] = {}
+    weights: dict[str, FakeBias | FakeWeight] = {}
     sources: dict[str, str] = {}
     scales: dict[str, FakeActivation] = {}
     used: set[str] = set()
@@ -135,8 +135,9 @@ def fake_quantize(
                     fix="leave the layer's name in keep, or quantize without epochs",
                 )
             used.add(source.name)
-            if tensors[node.input[0]].data_type != onnx.TensorProto.INT32:  # a bias rounds to next to nothing
-                weights[node.output[0]] = _fake_weight(node, tensors, source)
+            bias = tensors[node.input[0]].data_type == onnx.TensorProto.INT32
+            make = _fake_bias if bias else _fake_weight
+            weights[node.output[0]] = make(node, tensors, source)
             name = source.name
         elif maker is not None and maker.op_type == "QuantizeLinear":
             name = maker.input[0]
@@ -209,6 +210,19 @@ def _fake_weight(
     largest = np.abs(values).max(axis=others) if others else np.abs(values)
     limit = int(min(np.rint((largest / scale).max()), WEIGHT_LIMIT))
     return FakeWeight(axis, max(limit, 1))
+
+
+def _fake_bias(
+    node: onnx.NodeProto, tensors: Mapping[str, onnx.TensorProto], source: onnx.TensorProto
+) -> FakeBias:
+    import torch
+
+    from tritonsmith.train.fake_quantize import FakeBias
+
+    scale, _ = _scale_of(node, tensors)
+    if scale.size not in (1, numpy_helper.to_array(source).size):
+        raise CompressionError(f"bias {source.name!r} is quantized in a way that fine-tuning does not know")
+    return FakeBias(torch.from_numpy(scale.reshape(-1).copy()))
 
 
 def _fake_activation(

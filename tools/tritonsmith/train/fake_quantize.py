@@ -16,7 +16,7 @@ SMALLEST = 1e-30  # the largest value of a channel of zeros; any step keeps thos
 
 
 class FakeActivation(nn.Module):
-    """One scale and zero point for a tensor; what lies beyond the integers `lowest` to `highest` is clipped."""
+    """One scale and zero point for a tensor; beyond the integers `lowest` and `highest` it is clipped."""
 
     def __init__(self, scale: float, zero_point: int, lowest: int, highest: int, *, learned: bool) -> None:
         super().__init__()
@@ -53,6 +53,21 @@ class FakeWeight(nn.Module):
         largest = magnitudes.amax(dim=others, keepdim=True) if others else magnitudes
         scale = torch.clamp(largest, min=SMALLEST) / self._limit
         return _rounded(weight / scale) * scale
+
+
+class FakeBias(nn.Module):
+    """A bias in INT32, whose steps `[C]` or `[]` are those of its layer's input times those of its weights.
+
+    They stay as they were when training began: a bias is rounded finely, unless its input has huge steps.
+    """
+
+    def __init__(self, steps: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("steps", steps, persistent=False)
+
+    def forward(self, bias: Tensor) -> Tensor:
+        steps = self.get_buffer("steps")
+        return _rounded(bias / steps) * steps
 
 
 def _rounded(steps: Tensor) -> Tensor:
