@@ -21,12 +21,8 @@ from tritonsmith.artifact import BATCH_AXIS, Json
 from tritonsmith.errors import MissingExtraError, SourceError
 from tritonsmith.ingest.source import ConvertOptions, Exported
 from tritonsmith.ingest.torch_example import ExampleInputs
-from tritonsmith.ingest.torch_export import (
-    export_module,
-    quiet,
-    reason_of,
-    require_torch,
-)
+from tritonsmith.ingest.torch_export import quiet, reason_of, require_torch
+from tritonsmith.ingest.torch_module import TorchModule, export_loaded
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +56,11 @@ def export_huggingface(source: Path, folder: Path, options: ConvertOptions) -> E
         MissingExtraError: torch, onnxscript or transformers is not installed.
         SourceError: the folder is incomplete, of an unsupported kind, or needs `--allow-code`.
     """
+    return export_loaded(load_huggingface(source, options), folder)
+
+
+def load_huggingface(source: Path, options: ConvertOptions) -> TorchModule:
+    """The model of a folder, in float32 and eval mode; `export_huggingface` says what it takes and raises."""
     config = read_config(source)
     architecture = _check_config(source, config, allow_code=options.allow_code)
     pickled = _check_weights(source, allow_code=options.allow_code)
@@ -73,13 +74,12 @@ def export_huggingface(source: Path, folder: Path, options: ConvertOptions) -> E
         settings["cast"] = f"{stored} to float32"
     if inputs.longest is not None:
         settings["longest_sequence"] = inputs.longest
-    return export_module(
-        str(source),
-        model,
-        inputs.example,
-        inputs.free,
-        folder,
+    return TorchModule(
+        source=str(source),
         kind="huggingface",
+        module=model,
+        example=inputs.example,
+        free=inputs.free,
         must_stay_free=True,
         options=settings,
         ranges=inputs.ranges,

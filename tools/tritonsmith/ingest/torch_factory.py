@@ -16,7 +16,8 @@ from tritonsmith.artifact import BATCH_AXIS
 from tritonsmith.errors import SourceError
 from tritonsmith.ingest.source import Exported
 from tritonsmith.ingest.torch_example import ExampleInputs, cast_to_float32, value_ranges
-from tritonsmith.ingest.torch_export import export_module, reason_of
+from tritonsmith.ingest.torch_export import reason_of
+from tritonsmith.ingest.torch_module import TorchModule, export_loaded
 from tritonsmith.user_code import import_user_module
 
 if TYPE_CHECKING:
@@ -28,18 +29,21 @@ RETURNED = "(module, example inputs) or (module, example inputs, free axes)"
 
 def export_factory(source: str, folder: Path) -> Exported:
     """Call a factory and write its module as `folder/raw.onnx`; `export_torch` says what it may return."""
+    return export_loaded(load_factory(source), folder)
+
+
+def load_factory(source: str) -> TorchModule:
+    """Call a factory; its module comes back in eval mode and in float32."""
     module, inputs, named_axes = _call_factory(source)
     module = module.eval().cpu()
     example = _bind(source, module, inputs)
     example, cast = cast_to_float32(module, example)
-    free = _free_axes(source, example, named_axes)
-    return export_module(
-        source,
-        module,
-        example,
-        free,
-        folder,
+    return TorchModule(
+        source=source,
         kind="torch",
+        module=module,
+        example=example,
+        free=_free_axes(source, example, named_axes),
         must_stay_free=named_axes is not None,
         options={"factory": source, **({"cast": cast} if cast else {})},
         ranges=value_ranges(example),
