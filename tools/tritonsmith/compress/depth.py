@@ -83,7 +83,7 @@ def drop_blocks(graph: onnx.GraphProto, share: float) -> dict[str, tuple[int, in
     Returns how many there were and are, by the name of each run's first border.
 
     Raises:
-        CompressionError: nothing is repeated, nothing would go, or an output reads what would.
+        CompressionError: nothing is repeated between outputs, or nothing would go.
     """
     runs = find_runs(graph)
     if not runs:
@@ -106,8 +106,6 @@ def drop_blocks(graph: onnx.GraphProto, share: float) -> dict[str, tuple[int, in
             found=", ".join(f"{blocks} blocks" for blocks, _ in counts.values()),
             fix="a smaller share",
         )
-    if kept_output := [value.name for value in graph.output if value.name in gone]:
-        raise CompressionError("blocks cannot be dropped: an output is what they give", found=kept_output)
     for node in nodes_of(graph):
         for index, name in enumerate(node.input):
             node.input[index] = gone.get(name, name)
