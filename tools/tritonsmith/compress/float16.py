@@ -53,11 +53,15 @@ def apply_cast(
     """Cast to `spec.to`, probing on the calibration data where there are any.
 
     Raises:
-        CompressionError: as `cast_float16`.
+        CompressionError: as `cast_float16` and `cast_bfloat16`.
         UsageError: no such type.
     """
+    if spec.to == "bf16":
+        from tritonsmith.compress.bfloat16 import cast_bfloat16
+
+        return cast_bfloat16(artifact, out, samples=material.calibration, say=say)
     if spec.to != "fp16":
-        raise UsageError(f"no type is named {spec.to!r}", expected="fp16")
+        raise UsageError(f"no type is named {spec.to!r}", expected="fp16 or bf16")
     return cast_float16(artifact, out, samples=material.calibration, say=say)
 
 
@@ -83,7 +87,7 @@ def cast_float16(
     with staging_folder(out) as folder:
         prepared = prepare_graph(artifact.path, folder)
         original = onnx_model.load_model(artifact.path, with_weights=False)
-        probes = list(_probes(artifact, original, samples))
+        probes = list(draw_probes(artifact, original, samples))
         try:
             ranges = find_ranges(prepared, probes, folder)
             kept = _overflowing(onnx_model.load_model(prepared), ranges)
@@ -106,7 +110,7 @@ def cast_float16(
         measured: dict[str, Json] = {"nodes_kept_fp32": len(kept), "fp16_weights": halves}
         if not halves:
             raise CompressionError(f"{artifact.path.name} has no FP32 weights to cast to FP16")
-        measured |= _compare(artifact.path, staged, probes)
+        measured |= compare_models(artifact.path, staged, probes, name="FP16")
         return step.finish(work, artifact, staged, out, precision="fp16", measured=measured)
 
 
@@ -114,7 +118,8 @@ def _failures() -> tuple[type[Exception], ...]:
     return (*engine_errors(), AssertionError, AttributeError, KeyError)
 
 
-def _probes(artifact: Artifact, model: onnx.ModelProto, samples: Samples | None) -> Iterator[Inputs]:
+def draw_probes(artifact: Artifact, model: onnx.ModelProto, samples: Samples | None) -> Iterator[Inputs]:
+    """Inputs for one run after another: the first of `samples`, without any of them two seeded draws."""
     if samples is not None:
         first = {name: array[:PROBE_SAMPLES] for name, array in samples.arrays.items()}
         yield from chunks(replace(samples, arrays=first, target=None), batched=artifact.batched)
@@ -142,23 +147,28 @@ def _count_halves(model: onnx.ModelProto) -> int:
     return sum(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
-def _compare(before: Path, after: Path, probes: list[Inputs]) -> dict[str, Json]:
+def compare_models(before: Path, after: Path, probes: list[Inputs], *, name: str) -> dict[str, Json]:
+    """The largest differences of the outputs on the same inputs.
+
+    Raises:
+        CompressionError: the new model does not run, or gives NaN or infinity.
+    """
     try:
         old, new = open_onnxruntime(before), open_onnxruntime(after)
         pairs = [(old.run(inputs), new.run(inputs)) for inputs in probes]
     except EngineError as error:
-        raise CompressionError("the FP16 model does not run", found=error.found) from error
+        raise CompressionError(f"the {name} model does not run", found=error.found) from error
     largest = relative = 0.0
     for expected, found in pairs:
-        for name, array in expected.items():
+        for output, array in expected.items():
             if array.dtype.kind != "f":
                 continue
-            if not np.isfinite(found[name]).all():
+            if not np.isfinite(found[output]).all():
                 raise CompressionError(
-                    f"output {name!r} of the FP16 model is NaN or infinite",
+                    f"output {output!r} of the {name} model is NaN or infinite",
                     fix="build it with --precision fp32",
                 )
-            gap = float(np.abs(array - found[name]).max(initial=0.0))
+            gap = float(np.abs(array - found[output]).max(initial=0.0))
             largest = max(largest, gap)
             relative = max(relative, gap / (float(np.abs(array).max(initial=0.0)) or 1.0))
     return {"max_absolute_error": largest, "max_relative_error": relative, "probes": len(probes)}
