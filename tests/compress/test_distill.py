@@ -1,4 +1,4 @@
-"""Distillation on real digits: students of fewer channels or blocks, given or derived, learn from a teacher."""
+"""Distillation on real digits: students of fewer channels or blocks, given or derived."""
 
 from __future__ import annotations
 
@@ -105,10 +105,11 @@ def test_a_given_student_takes_the_place_of_the_artifact(tmp_path: Path, materia
     assert accuracy(student) > 0.85
     assert student.steps[-1].measured["metric_before"] < 0.3  # type: ignore[operator]
     assert (student.inputs, student.outputs) == (material.teacher.inputs, material.teacher.outputs)
-    model = onnx_model.load_model(student.path)
-    assert {node.op_type for node in model.graph.node} == {"Flatten", "MatMul", "Add", "Relu", "Softmax"}
-    biases = [node.input[1] for node in model.graph.node if node.op_type == "Add"]
-    assert len(set(biases)) == 2  # zeros that two layers share before training are two biases
+    # Simplification drops zeros that are added, that is, the biases of an untrained model.
+    graph = onnx_model.load_model(student.path).graph
+    biases = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if len(tensor.dims) == 1]
+    assert sorted(bias.size for bias in biases if bias.dtype == np.float32) == [10, 24]
+    assert all(bias.any() for bias in biases)
 
 
 def test_a_student_with_another_signature_is_refused_with_all_differences(
@@ -157,9 +158,12 @@ def deep_model(blocks: int = 4) -> onnx.ModelProto:
 def test_half_the_blocks_learn_the_states_between_them(tmp_path: Path, material: Material) -> None:
     deep = write_artifact(deep_model(), tmp_path / "deep.onnx")
     deep = apply_distill(
-        replace(SPEC, logits=0.0, labels=1.0), deep, replace(material, teacher=deep), tmp_path / "trained.onnx",
+        replace(SPEC, logits=0.0, labels=1.0),
+        deep,
+        replace(material, teacher=deep),
+        tmp_path / "trained.onnx",
         checkpoint=tmp_path / "first",
-    )  # fmt: skip
+    )
     assert accuracy(deep) > 0.9
     material = replace(material, teacher=deep, training=None)
 
@@ -173,7 +177,7 @@ def test_half_the_blocks_learn_the_states_between_them(tmp_path: Path, material:
 def test_both_shares_must_be_shares_of_something(tmp_path: Path, material: Material) -> None:
     with pytest.raises(CompressionError, match="repeats no block"):
         distill(replace(SPEC, depth=0.5), material, tmp_path / "model.onnx")
-    with pytest.raises(CompressionError, match="width = 1.5 is no share"):
+    with pytest.raises(CompressionError, match="is no share"):
         distill(replace(SPEC, width=1.5), material, tmp_path / "model.onnx")
     with pytest.raises(CompressionError, match="a student is given"):
         distill(replace(SPEC, width=0.5, student="student.onnx"), material, tmp_path / "model.onnx")

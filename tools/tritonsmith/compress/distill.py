@@ -7,26 +7,26 @@ by FitNets (arXiv 1412.6550); a student of every n-th layer by DistilBERT (arXiv
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
-from tritonsmith import dtypes, onnx_model
-from tritonsmith.artifact import BATCH_AXIS, Artifact, Json, TensorSpec
+from tritonsmith import onnx_model
+from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.choice import choose_ratio
-from tritonsmith.compress.depth import drop_blocks, find_runs, spread
+from tritonsmith.compress.depth import drop_blocks
 from tritonsmith.compress.importance import score_by_magnitude
 from tritonsmith.compress.slicer import plan_pruning, prune_channels
 from tritonsmith.compress.steps import Distill
+from tritonsmith.compress.student import Student, read_student
 from tritonsmith.engines import open_session
 from tritonsmith.errors import CompressionError, MissingExtraError
 from tritonsmith.files import staging_folder
-from tritonsmith.ingest import convert, source_sha256
 
 if TYPE_CHECKING:
     from tritonsmith.train.module import OnnxModule
@@ -36,13 +36,6 @@ Say = Callable[[str], None]
 ROUND_TO = 8  # channels of a student derived by width
 CHECKED_ROWS = 4
 TOLERANCE = 1e-3  # of the written file against what was trained, of the largest number there
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Student:
-    model: onnx.ModelProto
-    hidden: tuple[tuple[str, str], ...] | None  # pairs of states; None: those of equal name
-    measured: dict[str, Json]
 
 
 def apply_distill(
@@ -114,9 +107,9 @@ def _check_spec(spec: Distill, artifact: Artifact) -> None:
 
 def _make_student(
     spec: Distill, artifact: Artifact, material: Material, checkpoint: Path, say: Say
-) -> _Student:
+) -> Student:
     if spec.student is not None:
-        return _read_student(spec.student, spec, artifact, material, checkpoint, say)
+        return read_student(spec, artifact, material, checkpoint, say)
     model = onnx_model.load_model(artifact.path)
     measured: dict[str, Json] = {}
     if spec.depth is not None:
@@ -128,7 +121,7 @@ def _make_student(
         model, groups = _narrow(model, spec.width)
         measured["groups"] = groups
         say(f"width: {len(groups)} groups of channels are narrowed")
-    return _Student(model=model, hidden=None, measured=measured)
+    return Student(model=model, hidden=None, measured=measured)
 
 
 def _narrow(model: onnx.ModelProto, width: float) -> tuple[onnx.ModelProto, dict[str, Json]]:
@@ -154,104 +147,6 @@ def _narrow(model: onnx.ModelProto, width: float) -> tuple[onnx.ModelProto, dict
             fix="a smaller share, or the step prune with round_to",
         )
     return prune_channels(model, plan, kept), groups
-
-
-def _read_student(
-    source: str, spec: Distill, artifact: Artifact, material: Material, checkpoint: Path, say: Say
-) -> _Student:
-    """Convert a student once: an untrained one would have other weights each time."""
-    folder = checkpoint / f"student-{source_sha256(source)[:16]}"
-    path = folder / "model.onnx"
-    if not path.exists():
-        convert(source, path, material.convert, say=say)
-    model = onnx_model.load_model(path)
-    inputs, outputs = onnx_model.signature_of(model)
-    _check_signature(source, inputs + outputs, artifact)
-    _adopt_signature(model.graph, artifact)
-    _untie_constants(model.graph)
-    hidden = _match_blocks(model, material.teacher) if spec.hidden else None
-    return _Student(model=model, hidden=hidden, measured={"student_sha256": onnx_model.model_sha256(path)})
-
-
-def _check_signature(source: str, found: tuple[TensorSpec, ...], artifact: Artifact) -> None:
-    """Raise one CompressionError that lists all differences; free axes may have other names."""
-    wanted = {spec.name: spec for spec in artifact.inputs + artifact.outputs}
-    given = {spec.name: spec for spec in found}
-    differences = [f"the student lacks {wanted[name]}" for name in wanted if name not in given]
-    differences += [f"the teacher has no {given[name]}" for name in given if name not in wanted]
-    differences += [
-        f"{given[name]} is not {wanted[name]}"
-        for name in wanted
-        if name in given and not _is_alike(given[name], wanted[name])
-    ]
-    sides = {spec.name for spec in artifact.inputs} ^ {spec.name for spec in found[: len(artifact.inputs)]}
-    if not differences and sides:
-        differences.append(f"inputs and outputs are exchanged: {', '.join(sorted(sides))}")
-    if differences:
-        raise CompressionError(
-            f"the student {source} does not fit the teacher",
-            found="; ".join(differences),
-            expected="; ".join(map(str, wanted.values())),
-            fix="give the student inputs and outputs of the teacher's names, data types and shapes",
-        )
-
-
-def _is_alike(student: TensorSpec, teacher: TensorSpec) -> bool:
-    return (
-        student.dtype == teacher.dtype
-        and len(student.shape) == len(teacher.shape)
-        and all(
-            ours == theirs
-            or (isinstance(ours, str) and isinstance(theirs, str) and BATCH_AXIS not in (ours, theirs))
-            for ours, theirs in zip(student.shape, teacher.shape, strict=True)
-        )
-    )
-
-
-def _adopt_signature(graph: onnx.GraphProto, artifact: Artifact) -> None:
-    """The teacher's order of inputs and outputs, and its names of free axes."""
-    for values, specs in ((graph.input, artifact.inputs), (graph.output, artifact.outputs)):
-        infos = [
-            onnx.helper.make_tensor_value_info(spec.name, dtypes.BY_NAME[spec.dtype].onnx, spec.shape)
-            for spec in specs
-        ]
-        del values[:]
-        values.extend(infos)
-    del graph.value_info[:]
-
-
-def _untie_constants(graph: onnx.GraphProto) -> None:
-    """Give each reader its own copy of weights that are one number throughout.
-
-    Exporters share equal tensors, and all biases of an untrained layer size are equal zeros.
-    """
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    seen: set[str] = set()
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            tensor = tensors.get(name)
-            if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or not tensor.dims:
-                continue
-            if name not in seen:
-                seen.add(name)
-                continue
-            values = onnx.numpy_helper.to_array(tensor)
-            if values.size > 1 and (values == values.flat[0]).all():
-                copy = onnx.TensorProto()
-                copy.CopyFrom(tensor)
-                copy.name = f"{name}_of_{node.output[0]}_{index}"
-                graph.initializer.append(copy)
-                node.input[index] = copy.name
-
-
-def _match_blocks(student: onnx.ModelProto, teacher: Artifact) -> tuple[tuple[str, str], ...] | None:
-    """What the student's repeated blocks give beside what as deep a block of the teacher's gives."""
-    graphs = (student.graph, onnx_model.load_model(teacher.path, with_weights=False).graph)
-    ours, theirs = (max(find_runs(graph), key=lambda run: run.blocks, default=None) for graph in graphs)
-    if ours is None or theirs is None or ours.blocks > theirs.blocks:
-        return None
-    places = spread(theirs.blocks + 1, ours.blocks + 1)
-    return tuple(zip(ours.borders, (theirs.borders[place] for place in places), strict=True))
 
 
 def _check_written(staged: Path, module: OnnxModule, material: Material) -> None:
