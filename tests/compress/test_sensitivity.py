@@ -63,7 +63,7 @@ def measure(write: Write, prepared: Path, tuning: Samples, folder: Path, most_ru
 def test_the_fragile_layer_is_the_worst(
     tmp_path: Path, write: Write, prepared: Path, tuning: Samples
 ) -> None:
-    sensitivity = measure(write, prepared, tuning, tmp_path, 64)
+    sensitivity = measure(write, prepared, tuning, tmp_path, 32)
 
     worst, *others = sensitivity.layers
     assert worst.node == FRAGILE
