@@ -132,7 +132,7 @@ def fake_quantize(
             if source is None:
                 raise CompressionError(
                     f"the FP32 weight of {node.input[0]!r} cannot be found, so it cannot be fine-tuned",
-                    fix="leave the layer's name in keep, or quantize without epochs",
+                    fix="put the layer's name into keep, or quantize without epochs",
                 )
             used.add(source.name)
             bias = tensors[node.input[0]].data_type == onnx.TensorProto.INT32
