@@ -25,7 +25,7 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-
 th { text-align: left; border-bottom: 2px solid var(--line); padding: .3rem .6rem; white-space: nowrap; }
 td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; vertical-align: top; }
 .total tbody tr:last-child td { border-bottom: 0; border-top: 2px solid var(--line); font-weight: 600; }
-td.ok, td.failed { white-space: nowrap; }
+td.ok, td.failed, td.short { white-space: nowrap; }
 .ok { color: var(--good); font-weight: 600; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .failed { color: var(--bad); font-weight: 600; }
@@ -34,6 +34,7 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .plots svg { flex: 1 1 440px; max-width: min(100%, 530px); height: auto; }
 """
 OK, FAILED = ("ok", "chosen"), ("FAILED",)
+SHORT = 12  # characters of a cell that is not worth breaking
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -77,4 +78,6 @@ def number(value: Json) -> str:
 def _class(cell: str) -> str:
     if cell in OK:
         return ' class="ok"'
-    return ' class="failed"' if cell in FAILED else ""
+    if cell in FAILED:
+        return ' class="failed"'
+    return ' class="short"' if len(cell) <= SHORT else ""

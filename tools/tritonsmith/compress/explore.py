@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tritonsmith.compress.goal import is_beyond, is_within, misses, ordered
-from tritonsmith.compress.space import DEEPEST, ROWS_MULTIPLE, Chain, Facts, Family, families_of
+from tritonsmith.compress.space import ROWS_MULTIPLE, Chain, Facts, Family, families_of
 from tritonsmith.compress.steps import Cast, Quantize, QuantizeWeights, ShareRows
 from tritonsmith.compress.trial import Trial, name_of
 from tritonsmith.console import human_bytes
@@ -168,8 +168,8 @@ def descend(run: Run, family: Family, tails: list[Chain]) -> None:
                 _try_patience(run, family, level, tried)
                 if run.met():
                     return
-            if _too_large(run, family, level, tried):
-                left = min(left, RESCUES)
+            if left > RESCUES and _too_large(run, family, level, tried):
+                left = RESCUES
         following = _next_level(run, family, kept, lost, tried)
         if following is None:
             return
@@ -177,23 +177,31 @@ def descend(run: Run, family: Family, tails: list[Chain]) -> None:
 
 
 def start_of(run: Run, family: Family, tails: list[Chain]) -> int:
-    """The first level that can keep the bounds if bytes follow parameters, and time follows FLOPs."""
+    """The first level that can keep the bounds, if weights shrink with the share, and time with the FLOPs."""
     goal, shares = run.goal, []
     ends = [trial for trial in run.trials if trial.specs in tails] or run.trials[:1]
     if goal.size_at_most_bytes is not None:
-        shares.append(goal.size_at_most_bytes / min(trial.size_bytes for trial in ends))
+        share = max(_share_for(trial, goal.size_at_most_bytes) for trial in ends)
+        if share > 0:
+            shares.append(share)
+        else:
+            graph = min(trial.graph_bytes for trial in ends)
+            reason = f"the graph alone, without its weights, has {human_bytes(graph)}"
+            run.skip(f"{family.name}, as far as the bound on the size", reason)
     if goal.speed_at_least is not None and family.axis != "parameters":
         shares.append(max(trial.speed.ratio for trial in ends) / goal.speed_at_least)
-    first = family.level_for(1 / HALVING) if family.axis != "depth" else 1
+    first = 1 if family.axis == "depth" else family.level_for(1 / HALVING)
     level = family.level_for(min(shares)) if shares and min(shares) < 1 else first
     if level > family.deepest:
-        run.skip(
-            f"{family.name}, to {family.share(level):.3g}",
-            f"without training no more than to {family.share(family.deepest):.2f}"
-            if family.deepest < DEEPEST and family.axis != "depth"
-            else "nothing would be left",
-        )
+        least = family.share(family.deepest)
+        why = "without training" if not family.epochs else "something must be left"
+        run.skip(f"{family.name}, to {family.share(level):.3g}", f"{why}: no more than to {least:.2g}")
     return min(level, family.deepest)
+
+
+def _share_for(trial: Trial, size_bytes: int) -> float:
+    """The share of the weights that may stay in this model so that it has `size_bytes`."""
+    return (size_bytes - trial.graph_bytes) / max(1, trial.size_bytes - trial.graph_bytes)
 
 
 def _try_level(run: Run, chain: Chain, tails: list[Chain]) -> Trial | None:
@@ -208,11 +216,11 @@ def _try_level(run: Run, chain: Chain, tails: list[Chain]) -> Trial | None:
             run.skip(name_of((*chain, *tail)), reason)
         return bare
     finished = []
-    expected = {tail: bare.size_bytes * _ratio_of(run, tail) for tail in tails}
+    expected = {tail: _expected_bytes(run, bare, tail) for tail in tails}
     for tail in tails:
         bound = goal.size_at_most_bytes
         if bound is not None and SLACK * expected[tail] > bound and expected[tail] > min(expected.values()):
-            about = human_bytes(int(expected[tail]))
+            about = human_bytes(expected[tail])
             run.skip(name_of((*chain, *tail)), f"it would have about {about}, more than the bound")
             continue
         trial = run.consider(*chain, *tail)
@@ -263,9 +271,11 @@ def _next_level(run: Run, family: Family, kept: int, lost: int | None, tried: Tr
     return min(kept + family.level_for(1 / min(HALVING, 1 + further)), family.deepest)
 
 
-def _ratio_of(run: Run, tail: Chain) -> float:
-    """What a tail leaves of the bytes, measured on the whole model."""
-    return next(trial.size_bytes for trial in run.trials if trial.specs == tail) / run.trials[0].size_bytes
+def _expected_bytes(run: Run, bare: Trial, tail: Chain) -> int:
+    """What a tail will leave of a smaller model: its graph, and the same share of the weights as before."""
+    whole, ended = run.trials[0], next(trial for trial in run.trials if trial.specs == tail)
+    left = (ended.size_bytes - ended.graph_bytes) / max(1, whole.size_bytes - whole.graph_bytes)
+    return ended.graph_bytes + round((bare.size_bytes - bare.graph_bytes) * left)
 
 
 def _met(run: Run, rest: str) -> bool:

@@ -226,7 +226,7 @@ def _next_steps(
 def _bounds_that_would_do(trials: Sequence[Trial], goal: SearchGoal) -> list[str]:
     fp32, steps = trials[0], []
     candidates = [trial for trial in trials if trial.specs]
-    inside = [trial for trial in candidates if is_within(trial.tuning, goal.max_drop)]
+    inside = [t for t in candidates if is_within(t.evaluation or t.tuning, goal.max_drop)]
     if goal.size_at_most_bytes is not None and inside:
         small = min(inside, key=lambda trial: trial.size_bytes)
         if small.size_bytes > goal.size_at_most_bytes:

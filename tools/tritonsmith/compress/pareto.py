@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tritonsmith import drawing
 
+COLOURS = 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -46,16 +48,24 @@ def front_of(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def plot_front(
-    points: Sequence[Point], *, best: str, max_drop: float, size_at_most_bytes: int | None, metric: str
+    points: Sequence[Point],
+    *,
+    marked: tuple[str, str],
+    max_drop: float,
+    size_at_most_bytes: int | None,
+    metric: str,
 ) -> str:
     """Drop over bytes as SVG text; the colour is the speed, and what lies on the front carries its number.
 
-    Numbers are places in `points`, from 1, as in the table beside the plot. Dashed lines are the bounds.
+    Numbers are places in `points`, from 1, as in the table beside the plot. `marked` is the name of one and
+    the word that marks it. Dashed lines are the bounds.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     figure, axes = drawing.figure("Bytes, accuracy and speed", "kB (logarithmic)", f"drop of {metric}")
+    from matplotlib import colormaps  # after `figure`, which says how to get it
+
     front = {point.name for point in front_of(points)}
     speeds = [1 / point.latency for point in points]
     dots = axes.scatter(
@@ -63,7 +73,7 @@ def plot_front(
         [point.drop for point in points],
         c=speeds,
         s=[70 if point.name in front else 26 for point in points],
-        cmap="viridis",
+        cmap=colormaps["viridis"].resampled(COLOURS),  # few enough to be drawn as shapes, not as an image
         norm="log" if max(speeds) > 2 * min(speeds) else None,
         edgecolors=[drawing.INK if point.name in front else "none" for point in points],
         zorder=3,
@@ -74,14 +84,15 @@ def plot_front(
     if size_at_most_bytes is not None:
         axes.axvline(size_at_most_bytes / 1000, color=drawing.COLOURS[2], linestyle="--", linewidth=1.2)
     for number, point in enumerate(points, 1):
-        if point.name in front:
+        is_marked = point.name == marked[0]
+        if point.name in front or is_marked:
             axes.annotate(
-                f"{number}{' chosen' if point.name == best else ''}",
+                f"#{number} {marked[1]}" if is_marked else f"#{number}",
                 (point.size_bytes / 1000, point.drop),
                 xytext=(6, 5),
                 textcoords="offset points",
                 fontsize=8,
-                fontweight="bold" if point.name == best else "normal",
+                fontweight="bold" if is_marked else "normal",
             )
     bar = figure.colorbar(dots, ax=axes, pad=0.02)
     bar.set_label("times as fast as FP32", color=drawing.INK)

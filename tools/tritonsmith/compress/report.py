@@ -16,12 +16,9 @@ from tritonsmith.compress.sensitivity import ROW_COLUMNS as LAYER_COLUMNS
 from tritonsmith.compress.sensitivity import plot_sensitivity, sensitivity_from_json, sensitivity_rows
 from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
+from tritonsmith.render import LEDGER_COLUMNS, ledger_rows
 
 Record = Mapping[str, Any]
-FACTORS = ("bytes_factor", "parameters_factor", "flops_factor", "speed_factor")
-LEDGER_COLUMNS = (
-    *("step", "bytes", "smaller", "parameters", "fewer", "FLOPs", "fewer", "latency", "faster"),
-)
 GATE_COLUMNS = ("", "after", "metric", "drop (95 % interval)", "worst class", "speed", "why")
 MOST_FLOAT_OPS = 40
 
@@ -73,23 +70,7 @@ def _ledger_section(ledger: Record) -> Iterator[str]:
         f"Measured on the written files, latency on {ledger['engine']}, batch {ledger['batch_size']}, "
         f"{ledger['threads']} thread. Each factor is against the line above."
     )
-    rows = [
-        (
-            entry["step"],
-            human_bytes(entry["size_bytes"]),
-            *_factor(entry, "bytes_factor", first=entry is ledger["entries"][0]),
-            f"{entry['parameters']:,}",
-            *_factor(entry, "parameters_factor", first=entry is ledger["entries"][0]),
-            _count(entry["flops"]),
-            *_factor(entry, "flops_factor", first=entry is ledger["entries"][0]),
-            f"{entry['latency_ms']:.3f} ms",
-            *_factor(entry, "speed_factor", first=entry is ledger["entries"][0]),
-        )
-        for entry in ledger["entries"]
-    ]
-    bytes_, parameters, flops, speed = (f"{ledger['product'][name]:.2f}x" for name in FACTORS)
-    rows.append(("product", "", bytes_, "", parameters, "", flops, "", speed))
-    yield html.table(LEDGER_COLUMNS, rows, total=True)
+    yield html.table(LEDGER_COLUMNS, ledger_rows(ledger), total=True)
     if len(ledger["entries"]) > 1:
         yield html.plots([plot_ledger(ledger)])
 
@@ -177,7 +158,7 @@ def _search_section(search: Record) -> Iterator[str]:
     ]  # fmt: skip
     plot = plot_front(
         points,
-        best=best["name"],
+        marked=(best["name"], "chosen" if search["passed"] else "nearest"),
         max_drop=goal["max_drop"],
         size_at_most_bytes=goal["size_at_most_bytes"],
         metric=best["tuning"]["metric"],
@@ -218,7 +199,7 @@ def _audit_section(step: Record) -> Iterator[str]:
     floats: Sequence[Sequence[str]] = measured.get("float_ops", ())
     if floats:
         yield html.table(("node", "operator", "why not"), [tuple(row) for row in floats[:MOST_FLOAT_OPS]])
-    more = len(floats) - MOST_FLOAT_OPS + measured.get("float_ops_left_out", 0)
+    more = max(0, len(floats) - MOST_FLOAT_OPS) + measured.get("float_ops_left_out", 0)
     if more > 0:
         yield html.soft(f"and {more} more")
 

@@ -46,6 +46,7 @@ class Trial:
     specs: tuple[StepSpec, ...]
     artifact: Artifact
     size_bytes: int
+    graph_bytes: int  # of these, what is no weight
     parameters: int
     flops: int  # of one sample
     tuning: GateReport  # on the data that choices are made on
@@ -118,6 +119,7 @@ class Yardstick:
             specs=specs,
             artifact=artifact,
             size_bytes=onnx_model.model_bytes(artifact.path),
+            graph_bytes=_graph_bytes(artifact.path),
             parameters=cost.parameters,
             flops=cost.flops,
             tuning=self.judge(artifact, max_drop=None),
@@ -201,6 +203,11 @@ def gate_from_json(record: Mapping[str, Any]) -> GateReport:
 def speed_from_json(record: Mapping[str, Any]) -> SpeedRatio:
     """What `SpeedRatio.json` wrote."""
     return SpeedRatio(**{field.name: record[field.name] for field in fields(SpeedRatio)})
+
+
+def _graph_bytes(path: Path) -> int:
+    graph = onnx_model.load_model(path, with_weights=False).graph  # weights outside are not read
+    return path.stat().st_size - sum(len(tensor.raw_data) for tensor in graph.initializer)
 
 
 def _code_of(metric: Metric) -> list[str]:
