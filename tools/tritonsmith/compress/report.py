@@ -228,10 +228,6 @@ def _find(record: object, key: str) -> Any:
     return next((found for value in record.values() if (found := _find(value, key)) is not None), None)
 
 
-def _factor(entry: Record, name: str, *, first: bool) -> tuple[str]:
-    return ("",) if first else (f"{entry[name]:.2f}x",)
-
-
 def _worst(gate: Record) -> str:
     worst = gate["worst_class"]
     if worst is None:
@@ -251,10 +247,3 @@ def _goal_text(goal: Record) -> str:
 def _plain(value: object) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-def _count(value: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f} {unit}"
-    return str(value)
