@@ -68,12 +68,13 @@ class PruneTorch(Trained):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sparsify(Trained):
-    """Set weights to zero: a share of each layer's, or two of every four; shapes stay."""
+    """Set weights to zero: a share of them, or two of every four; shapes stay."""
 
     kind: ClassVar[str] = "sparsify"  # compress/sparsify.py
 
     sparsity: float = 0.5
     pattern: str = "unstructured"  # or "2:4"
+    scope: str = "layer"  # the share is of each layer's weights alike; "global": of all together
     keep: tuple[str, ...] = ()
 
 
@@ -116,6 +117,8 @@ class QuantizeWeights(Trained):
     # "float": QDQ of opset 21, weights widened when the model is loaded; "int8": INT4 stored, INT8 computed
     # (progressive group quantization, arXiv 2405.04532)
     arithmetic: str = "float"
+    smooth: float | None = None  # SmoothQuant's alpha, as in Quantize
+    compensate: bool = False  # GPTQ (arXiv 2210.17323) on the calibration data
     keep: tuple[str, ...] = ()
 
 
