@@ -14,7 +14,7 @@ help: ## Show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 .venv/.demo: pyproject.toml tools/constraints.txt tools/install.sh
-	@PYTHON='$(PYTHON)' tools/install.sh demo 'keras,report,digits'
+	@PYTHON='$(PYTHON)' tools/install.sh demo 'keras,train,report,digits'
 
 .venv/.dev: pyproject.toml tools/constraints.txt tools/install.sh
 	@PYTHON='$(PYTHON)' tools/install.sh dev 'all,digits,minilm,dev'

@@ -35,7 +35,7 @@ def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema": 1}, "another schema"),
+        ({"schema": 3}, "another schema"),
         ({"schema": None}, "another schema"),
         ({"version": "1"}, "damaged"),
         ({"version": True}, "damaged"),
@@ -54,6 +54,18 @@ def test_what_it_does_not_know_it_refuses(
     with pytest.raises(RepositoryError, match=match) as error:
         read_manifest(path)
     assert str(path) in error.value.what
+
+
+def test_schema_1_had_neither_ledger_nor_search(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = tmp_path / "manifest.json"
+    newest = read_manifest(write_record(path, record))
+    old = {key: value for key, value in record.items() if key not in ("ledger", "search")}
+    assert read_manifest(write_record(path, {**old, "schema": 1})) == newest
+
+
+def write_record(path: Path, record: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(record))
+    return path
 
 
 @pytest.mark.parametrize("key", ["version", "fingerprint", "steps", "model_files", "ledger", "search"])

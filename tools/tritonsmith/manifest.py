@@ -1,7 +1,7 @@
 """manifest.json: a published version's lineage on disk.
 
 The file is the `Manifest` record, field by field, led by `schema`. A reader refuses a schema that it
-does not know; it neither guesses nor ignores fields.
+does not know; it neither guesses nor ignores fields. Schema 1 had neither ledger nor search.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tritonsmith.artifact import MANIFEST_SCHEMA, Artifact, Json, Manifest, Step
 from tritonsmith.errors import RepositoryError
 
 MANIFEST_NAME = "manifest.json"
+# What an older schema did not have, as it stands in the newest.
+ADDED_SINCE: Mapping[object, Mapping[str, Json]] = {1: {"ledger": None, "search": None}}
 
 T = TypeVar("T")
 
@@ -73,7 +75,9 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(record, dict):
         raise RepositoryError(f"{path} is damaged", found=type(record).__name__, expected="an object")
     schema = record.pop("schema", None)
-    if schema != MANIFEST_SCHEMA:
+    if schema in ADDED_SINCE:
+        record |= ADDED_SINCE[schema]
+    elif schema != MANIFEST_SCHEMA:
         raise RepositoryError(
             f"{path} has another schema",
             found=schema,

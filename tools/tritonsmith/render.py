@@ -137,9 +137,7 @@ def print_build(report: BuildReport) -> None:
         print_ledger(manifest.ledger)
 
 
-LEDGER_COLUMNS = (
-    "step", "size", "", "parameters", "", "FLOPs", "", "latency", "",
-)  # fmt: skip
+LEDGER_COLUMNS = (*("step", "size", "smaller", "parameters", "fewer", "FLOPs", "fewer", "latency", "faster"),)
 
 
 def print_ledger(ledger: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The main job on real input: a Keras .h5 file to a validated, benchmarked Triton service.
 
 Trains a small classifier on scikit-learn's scanned digits, saves it as .h5, and from that file alone builds
-an INT8 model inside an accuracy budget and the ensemble from image file to label, serves them on a real
+a pruned INT8 model inside an accuracy budget and the ensemble from image file to label, serves them on a real
 Triton, proves the answers, and measures them. Leaves build/demo/report.html and report.json.
 """
 
@@ -18,6 +18,7 @@ from tritonsmith.build import BuildReport, build_recipe
 from tritonsmith.console import Say, human_bytes, print_error, print_line, print_table, progress
 from tritonsmith.errors import TritonsmithError
 from tritonsmith.files import write_text_atomically
+from tritonsmith.render import print_build
 from tritonsmith.server import ServerOptions, serve
 from tritonsmith.validate import ValidationReport, validate
 
@@ -87,11 +88,14 @@ def summary_of(
     build: BuildReport, validation: ValidationReport, result: BenchResult
 ) -> list[tuple[str, str]]:
     """What was gained and what it cost, in a handful of numbers."""
-    sizes = {candidate["precision"]: candidate["bytes"] for candidate in build.json()["candidates"]}  # type: ignore[index,union-attr,call-overload]
+    ledger = build.manifest.ledger
+    assert ledger is not None  # noqa: S101 - the recipe has steps
+    first, last, product = ledger["entries"][0], ledger["entries"][-1], ledger["product"]  # type: ignore[index,call-overload]
     metric = validation.metric
     lines = [
-        ("FP32 ONNX", human_bytes(sizes["fp32"])),
-        ("served INT8 model", f"{human_bytes(sizes['int8'])} ({sizes['fp32'] / sizes['int8']:.1f}x smaller)"),
+        ("FP32 ONNX", human_bytes(first["size_bytes"])),
+        ("served model", f"{human_bytes(last['size_bytes'])} ({product['bytes_factor']:.1f}x smaller)"),
+        ("in process", f"{product['speed_factor']:.1f}x as fast, {product['flops_factor']:.1f}x fewer FLOPs"),
     ]
     if metric is not None:
         lines.append(("accuracy of the .h5", f"{metric.baseline:.4f}"))
@@ -105,6 +109,7 @@ def print_summary(
     results: list[BenchResult],
     duration_s: float,
 ) -> None:
+    print_build(builds[0])
     print_table(("digits, from .h5 to Triton", ""), summary_of(builds[0], validations[0], results[0]))
     for validation in validations:
         values = sum(check.values_count for check in validation.checks)

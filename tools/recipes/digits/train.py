@@ -4,8 +4,8 @@ scikit-learn's scanned digits (1,797 images of 8 by 8 pixels, bundled with the p
 Keras example convnet. FOLDER gets
 
     digits.h5          the trained model, alone what the tools are given
-    training.npz       the training images with labels, for steps of compression that train
-    calibration.npz    256 of them, for the ranges of INT8
+    training.npz       the training images with labels, and five warped copies of each, for steps that train
+    calibration.npz    256 training images, for the ranges of INT8
     tuning.npz         200 images with labels that no training sees, for choices made on the way
     evaluation.npz     the held-out third with labels, never seen in training, calibration or tuning
     samples/*.png      one held-out image of each digit
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 EPOCHS = 40
 SEED = 7
 TUNING = 200
+COPIES = 5
 INPUT = "pixels"
 
 Split = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -71,6 +72,21 @@ def train(images: NDArray[Any], labels: NDArray[Any]) -> Any:
     return model
 
 
+def warp(images: NDArray[Any], random: np.random.Generator) -> NDArray[Any]:
+    """The images [N, 8, 8, 1], each turned, scaled and moved a little."""
+    from scipy.ndimage import affine_transform
+
+    centre = np.full(2, 3.5)
+    warped = np.empty_like(images)
+    for index, image in enumerate(images):
+        angle, scale = random.normal(0, np.radians(8)), random.normal(1, 0.06)
+        cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+        matrix = np.array([[cosine, -sine], [sine, cosine]])
+        offset = centre - matrix @ centre + random.uniform(-0.6, 0.6, 2)
+        warped[index, ..., 0] = affine_transform(image[..., 0], matrix, offset, order=1)
+    return warped.clip(0, 1)
+
+
 def png_from_image(image: NDArray[Any]) -> bytes:
     """A PNG of one image [8, 8, 1] in 0..1, bright ink on black."""
     from PIL import Image
@@ -92,7 +108,9 @@ def write_all(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras calls .h5 a legacy format; it is what people have
         model.save(folder / "digits.h5")
-    np.savez(folder / "training.npz", **{INPUT: train_x, "target": train_y})
+    random = np.random.default_rng(SEED)
+    seen = np.concatenate([train_x, *(warp(train_x, random) for _ in range(COPIES))])
+    np.savez(folder / "training.npz", **{INPUT: seen, "target": np.tile(train_y, COPIES + 1)})
     np.savez(folder / "tuning.npz", **{INPUT: tune_x, "target": tune_y})
     np.savez(folder / "calibration.npz", **{INPUT: train_x[:256]})
     np.savez(folder / "evaluation.npz", **{INPUT: test_x, "target": test_y})

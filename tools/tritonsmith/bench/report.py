@@ -13,7 +13,7 @@ from tritonsmith.bench import plots
 from tritonsmith.bench.measure import BenchResult
 from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
-from tritonsmith.render import CANDIDATE_COLUMNS, candidate_rows
+from tritonsmith.render import CANDIDATE_COLUMNS, LEDGER_COLUMNS, candidate_rows, ledger_rows
 
 REPORT, RESULTS = "report.html", "bench.json"
 
@@ -74,6 +74,8 @@ def _build_section(build: Mapping[str, Any]) -> list[str]:
     parts.append(f'<p class="soft">from {escape(build["source"])} to {escape(build["path"])}</p>')
     if build["candidates"]:
         parts.append(html.table(CANDIDATE_COLUMNS, candidate_rows(build)))
+    if build["ledger"] is not None:
+        parts.append(html.table(LEDGER_COLUMNS, ledger_rows(build["ledger"]), total=True))
     steps = [
         (
             step["name"],
