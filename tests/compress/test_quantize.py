@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from digits_models import (
     conv_model,
@@ -18,6 +18,7 @@ from digits_models import (
     write_artifact,
     write_samples,
 )
+from quantize_models import attention_model
 from tritonsmith.artifact import Artifact
 from tritonsmith.compress.arithmetic import detect_arithmetic
 from tritonsmith.compress.audit import audit_int8
@@ -217,34 +218,6 @@ def test_on_arm_activations_are_symmetric(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     found = detect_arithmetic(tmp_path / "absent")
     assert (found.activations, found.reduce_range) == ("int8", False)
-
-
-def attention_model(*, width: int = 32) -> onnx.ModelProto:
-    """tokens [batch, sequence] -> Gather, an attention head, LayerNormalization -> hidden."""
-    rng = np.random.default_rng(0)
-    weights = {name: rng.normal(0, 0.3, (width, width)) for name in ("wq", "wk", "wv")}
-    weights |= {"table": rng.normal(size=(100, width)), "scale": np.ones(width), "bias": np.zeros(width)}
-    nodes = [
-        helper.make_node("Gather", ["table", "tokens"], ["x"], name="embed"),
-        *(
-            helper.make_node("MatMul", ["x", f"w{part}"], [part], name=f"project_{part}")
-            for part in ("q", "k", "v")
-        ),
-        helper.make_node("Transpose", ["k"], ["kt"], name="transpose", perm=[0, 2, 1]),
-        helper.make_node("MatMul", ["q", "kt"], ["scores"], name="scores"),
-        helper.make_node("Softmax", ["scores"], ["weights"], name="softmax", axis=-1),
-        helper.make_node("MatMul", ["weights", "v"], ["mixed"], name="mix"),
-        helper.make_node("Add", ["x", "mixed"], ["sum"], name="add"),
-        helper.make_node("LayerNormalization", ["sum", "scale", "bias"], ["hidden"], name="norm"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "attention",
-        [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", "sequence"])],
-        [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["batch", "sequence", width])],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_a_transformer_is_quantized_dynamically_without_data(tmp_path: Path) -> None:

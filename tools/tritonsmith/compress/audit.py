@@ -5,6 +5,7 @@ Why one of them does not is read from the quantized file: what its inputs, weigh
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def _openvino_ops(path: Path) -> list[_Op]:
     for op in compiled.get_runtime_model().get_ops():
         kind, precision = (_rt_text(op, key) for key in ("layerType", "runtimePrecision"))
         if kind in OPENVINO_OPS:
-            names = [op.get_friendly_name(), *_rt_text(op, "originalLayersNames").split(",")]
+            names = [op.get_friendly_name(), *re.split(r",\s*", _rt_text(op, "originalLayersNames"))]
             nodes = tuple(onnx.NodeProto(name=name, op_type=kind, output=[name]) for name in names)
             ops.append(_Op(kind=f"{kind} {precision}", is_int8=precision in ("i8", "u8"), nodes=nodes))
     return ops

@@ -19,7 +19,7 @@ PRODUCTS = frozenset(
 )
 # What ONNX Runtime's optimiser and quantization add to a node's name.
 ADDED = re.compile(
-    r"(/?(MatMulAddFusion|MatmulTransposeFusion|GemmActivationFusion)/?|_quant|_nchwc|_token_\d+)$"
+    r"(/?(MatMulAddFusion|MatmulTransposeFusion|GemmActivationFusion)/?|/WithoutBiases|_quant|_nchwc|_token_\d+)$"
 )
 FARTHEST = 8  # nodes between a product and the tensor that an engine fused it up to
 
@@ -38,8 +38,10 @@ class Origins:
             name = node.name
             while name:
                 found = self._by_name.get(name)
-                if found is not None and found.op_type in PRODUCTS:
-                    return found
+                if found is not None and found.output:
+                    product = self._product_behind(found.output[0])
+                    if product is not None:
+                        return product
                 shorter = ADDED.sub("", name)
                 if shorter == name:
                     break

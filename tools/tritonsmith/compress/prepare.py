@@ -49,10 +49,16 @@ def prepare_graph(path: Path, folder: Path, *, opset: int = PER_CHANNEL_OPSET) -
 
 
 def tidy(model: onnx.ModelProto, like: onnx.ModelProto) -> None:
-    """Undo what the tools wrote for themselves: notes, unused operator sets, a newer IR, an odd order.
+    """Undo what the tools wrote for themselves: notes, operator sets that no node uses, a newer IR, shapes.
 
-    `like` is the model as it was converted for its server, which reads that IR version and opset.
+    `like` is the model as it was converted for its server, which reads that IR version and opset. Its
+    signature stays, also where a tool could tell more of a free axis; nodes come in the order ONNX asks for.
     """
+    for new, old in ((model.graph.input, like.graph.input), (model.graph.output, like.graph.output)):
+        known = {value.name: value for value in old}
+        for value in new:
+            if value.name in known:
+                value.CopyFrom(known[value.name])
     notes = {
         entry.key: entry.value
         for entry in model.metadata_props

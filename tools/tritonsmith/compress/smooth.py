@@ -124,7 +124,7 @@ def _fold(
     maker = next((node for node in graph.node if name in node.output), None)
     if maker is None or name in {value.name for value in graph.output}:
         return False
-    if any(reader not in nodes for reader in readers[name]):
+    if any(reader not in nodes or name in reader.input[1:] for reader in readers[name]):
         return False
     if maker.op_type == "LayerNormalization":
         parts = [part for part in maker.input[1:] if part]

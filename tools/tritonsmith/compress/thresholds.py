@@ -16,6 +16,7 @@ Range = tuple[float, float]
 STEPS = 255  # of 8 bits
 LEVELS = 128  # magnitudes of a symmetric INT8
 ENTROPY_STRIDE = 8  # bins between two thresholds that are tried
+SMOOTHING = 1e-4  # of a value, put where only what was cut off lies: its divergence would be infinite
 MSE_TRIALS = 100
 MSE_SMALLEST = 0.1  # share of the full range
 
@@ -106,9 +107,9 @@ def _divergence(magnitudes: NDArray[np.float64], kept: int) -> float:
     coarse = np.where(used, sums[level] / np.maximum(widths[level], 1), 0.0)
     if not coarse.any():
         return float("inf")
-    p, q = reference[used] / reference.sum(), coarse[used] / coarse.sum()
-    smallest = np.finfo(np.float64).tiny
-    return float((p * np.log(p / np.maximum(q, smallest))).sum())
+    coarse = np.maximum(coarse, SMOOTHING)
+    p, q = reference[used] / reference.sum(), coarse[used] / coarse[used].sum()
+    return float((p * np.log(p / q)).sum())
 
 
 def _squared_error(centres: NDArray[np.float64], counts: NDArray[np.int64], low: float, high: float) -> float:
