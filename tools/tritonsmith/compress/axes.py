@@ -156,6 +156,11 @@ class Walk:
         for name in filter(None, node.output):
             self.write(name, [None] * len(self.shapes.shapes.get(name, ())))
 
+    def produce(self, node: onnx.NodeProto, kind: str, ids: Ids | None) -> None:
+        """Note that a node makes these channels."""
+        if ids is not None:
+            self.producers.append(Producer(node=node_name(node), kind=kind, ids=ids))
+
     def stay(self, count: int, reason: str) -> Ids:
         """Fresh ids that are frozen from the start."""
         ids = self.unions.make(count)
@@ -173,6 +178,29 @@ def label_of(node: onnx.NodeProto) -> str:
 def node_name(node: onnx.NodeProto) -> str:
     """A node's name, or that of its first output where it has none."""
     return node.name or node.output[0]
+
+
+def attribute_of(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    found = next((item for item in node.attribute if item.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)
+
+
+def listed(walk: Walk, node: onnx.NodeProto, place: int, name: str) -> list[int] | None:
+    """Whole numbers that older opsets have in an attribute, newer ones in an input; None: not given."""
+    if len(node.input) > place and node.input[place]:
+        array = walk.shapes.values.get(node.input[place])
+        return None if array is None else [int(item) for item in np.ravel(array)]
+    found = attribute_of(node, name)
+    return None if found is None else [int(item) for item in found]
+
+
+def is_unread(node: onnx.NodeProto, place: int, walk: Walk) -> bool:
+    """Whether an input is there whose value is not known."""
+    return len(node.input) > place and bool(node.input[place]) and node.input[place] not in walk.shapes.values
+
+
+def count_of(ids: Ids) -> Callable[[Kept], int]:
+    return lambda kept: int(kept(ids).sum())
 
 
 def label_axes(model: onnx.ModelProto, shapes: Shapes, spared: Mapping[str, str]) -> Walk:

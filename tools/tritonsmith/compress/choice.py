@@ -98,6 +98,16 @@ def choose_budget(
     return _give_back(plan, groups, scores, budget, kept_at(low), round_to)
 
 
+def score_per_cost(plan: Plan, groups: Sequence[Group], scores: Scores, budget: Budget) -> Scores:
+    """Scores that are losses, over what one channel of the group costs: the loss of each FLOP saved."""
+    whole = budget.cost(plan, {})
+    prices = {
+        group.name: max(1, whole - budget.cost(plan, {group.name: np.arange(1, group.size)}))
+        for group in groups
+    }
+    return {group.name: scores[group.name] / prices[group.name] for group in groups}
+
+
 def _give_back(
     plan: Plan, groups: Sequence[Group], scores: Scores, budget: Budget, kept: Kept, round_to: int
 ) -> Kept:

@@ -15,7 +15,7 @@ from tritonsmith.artifact import BATCH_AXIS, Artifact, Json
 from tritonsmith.compress import step
 from tritonsmith.compress.axes import node_name
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.choice import Budget, Kept, choose_budget, choose_ratio, least_left
+from tritonsmith.compress.choice import Budget, Kept, choose_budget, choose_ratio, least_left, score_per_cost
 from tritonsmith.compress.cost import Cost, cost_of
 from tritonsmith.compress.groups import Group, Plan
 from tritonsmith.compress.importance import Scores, score_by_magnitude, score_by_taylor
@@ -185,6 +185,8 @@ def _choose(
     now = 1 - (1 - (share or 0.0)) * number / spec.iterations
     least = {group.name: least_left(original.get(group.name, group.size)) for group in groups}
     budget = Budget(goal=goal, limit=int(now * whole), whole=whole)
+    if spec.importance == "taylor":
+        scores = score_per_cost(plan, groups, scores, budget)
     return choose_budget(plan, groups, scores, budget, round_to=spec.round_to, least=least)
 
 

@@ -64,8 +64,9 @@ class Shapes:
             CompressionError: it could not be inferred.
         """
         if name not in self.shapes:
+            label = node.name or node.output[0]
             raise CompressionError(
-                f"the shapes in this model cannot be inferred at {node.op_type} {node.name!r}",
+                f"the shapes in this model cannot be inferred at {node.op_type} {label!r}",
                 found=f"no shape for {name!r}",
                 expected="sizes that follow from the inputs' shapes",
                 fix="simplify the model, or export it with fixed axes",
