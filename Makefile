@@ -7,11 +7,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test check format bench clean
+.PHONY: help demo models serve test check format bench bench-compression clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 .venv/.demo: pyproject.toml tools/constraints.txt tools/install.sh
 	@PYTHON='$(PYTHON)' tools/install.sh demo 'keras,train,report,digits'
@@ -42,6 +42,9 @@ format: .venv/.dev ## Format the code
 
 bench: .venv/.dev ## Measure again what perf/results/ holds
 	@$(RUN) perf/overhead.py
+
+bench-compression: .venv/.dev ## Compress, judge, time and serve the models of perf/compression.py (about an hour)
+	@$(RUN) perf/compression.py
 
 clean: ## Remove all that was installed or built here
 	rm -rf .venv .cache build .pytest_cache .mypy_cache .ruff_cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tritonsmith import onnx_model
@@ -73,17 +73,23 @@ def convert_once(
 ) -> Artifact:
     """The FP32 artifact of `convert`, kept by content.
 
-    What a PyTorch factory reads while it runs cannot be known, so it is asked each time; its model goes to
-    `folder`.
+    What a PyTorch factory reads while it runs cannot be known, so it is asked each time, and its model is
+    kept by what came out. `folder` is where that is made.
     """
-    if detect_kind(source) == "torch-factory":
-        return convert(source, folder / "model.onnx", options, say=say)
 
     def make(out: Path, _checkpoint: Path) -> Artifact:
         return convert(source, out, options, say=say)
 
-    parts: Json = {"source": source_sha256(source), "convert": asdict(options)}
-    return keep_artifact(store, parts, make, say=say)[0]
+    if detect_kind(source) != "torch-factory":
+        parts: Json = {"source": source_sha256(source), "convert": asdict(options)}
+        return keep_artifact(store, parts, make, say=say)[0]
+    made = make(folder / "model.onnx", folder)
+
+    def copy(out: Path, _checkpoint: Path) -> Artifact:
+        return replace(made, path=onnx_model.copy_model(made.path, out))
+
+    kept = {"model": onnx_model.model_sha256(made.path), "convert": asdict(options)}
+    return keep_artifact(store, kept, copy, say=say)[0]
 
 
 def check_order(specs: Sequence[StepSpec], material: Material) -> None:
