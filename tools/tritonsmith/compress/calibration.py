@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tritonsmith.errors import SamplesError
 from tritonsmith.samples import Samples
 
+MASK = "attention_mask"
 FEW_SAMPLES = 16
 # Bounds memory: the activations of one chunk live at once. ResNet-50 peaks at 0.6 GB so, at 2.1 with eight.
 CHUNK_BYTES = 262_144
@@ -71,6 +72,12 @@ def row_hashes(samples: Samples) -> list[bytes]:
             digest.update(repr(row.tolist()).encode() if row.dtype == object else row.tobytes())
         hashes.append(digest.digest())
     return hashes
+
+
+def token_mask(samples: Samples) -> NDArray[Any] | None:
+    """Where samples hold tokens and no padding, bool `[N, L]`; None without an input named attention_mask."""
+    mask = samples.arrays.get(MASK)
+    return mask != 0 if mask is not None and mask.ndim == 2 else None
 
 
 def chunks(samples: Samples, *, batched: bool) -> Iterator[dict[str, NDArray[Any]]]:

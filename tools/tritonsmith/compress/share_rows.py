@@ -20,8 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step, steps
+from tritonsmith.compress.calibration import token_mask
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.graph import nodes_of
+from tritonsmith.compress.graph import readers_of
 from tritonsmith.errors import CompressionError, SamplesError
 from tritonsmith.files import staging_folder
 from tritonsmith.samples import Samples
@@ -116,10 +117,7 @@ def find_table(graph: onnx.GraphProto, name: str) -> Table:
         if value.type.tensor_type.elem_type in (TensorProto.INT32, TensorProto.INT64)
     } - set(weights)
     makers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes_of(graph):
-        for read in node.input:
-            readers.setdefault(read, []).append(node)
+    readers = readers_of(graph)
     top = {id(node) for node in graph.node}
     tables, refused = [], []
     for tensor in graph.initializer:
@@ -149,7 +147,7 @@ def find_table(graph: onnx.GraphProto, name: str) -> Table:
 
 
 def count_uses(table: Table, samples: Samples) -> Array:
-    """How often each id occurs in the samples; where an input named like a mask is 0, nothing counts.
+    """How often each id occurs in the samples; padding counts nothing.
 
     Raises:
         SamplesError: an id that the table does not have.
@@ -163,12 +161,8 @@ def count_uses(table: Table, samples: Samples) -> Array:
                 found=f"{ids.min()} to {ids.max()}",
                 expected=f"0 to {table.rows - 1}",
             )
-        masks = [
-            array != 0
-            for other, array in samples.arrays.items()
-            if other != name and "mask" in other and array.shape == ids.shape
-        ]
-        counted = ids[np.logical_and.reduce(masks)] if masks else ids.ravel()
+        mask = token_mask(samples)
+        counted = ids[mask] if mask is not None and mask.shape == ids.shape else ids.ravel()
         uses += np.bincount(counted % table.rows, minlength=table.rows)
     return uses
 

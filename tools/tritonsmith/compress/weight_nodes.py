@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tritonsmith.compress.blocks import Grid, codes_of
-from tritonsmith.compress.graph import nodes_of
+from tritonsmith.compress.graph import drop_unused, nodes_of
 
 Array = NDArray[Any]
 
@@ -99,10 +99,11 @@ class Rewriter:
         self._add("Mul", [floats, row_scales], [y])
 
     def finish(self) -> None:
-        """Put the nodes into the graph."""
+        """Put the nodes into the graph; weights that nothing reads any more go."""
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
         del self.graph.node[:]
         self.graph.node.extend(kept)
+        drop_unused(self.graph)
 
     def _dequantized(self, name: str, weight: Array, grid: Grid) -> str:
         if (name, "dequantized") not in self._made:

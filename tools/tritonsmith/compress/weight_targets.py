@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tritonsmith.compress.graph import nodes_of
-from tritonsmith.errors import CompressionError
 
 FEWEST_ELEMENTS = 1024  # scales and nodes of anything smaller would weigh as much
 WEIGHT_OPS = frozenset({"Conv", "ConvTranspose", "GRU", "Gather", "Gemm", "LSTM", "MatMul", "RNN"})
@@ -69,22 +68,13 @@ def products_from_gemms(graph: onnx.GraphProto) -> None:
 
 
 def find_targets(
-    graph: onnx.GraphProto, *, keep: Sequence[str], embeddings: bool
+    graph: onnx.GraphProto, *, keep: Collection[str], embeddings: bool
 ) -> tuple[tuple[Target, ...], tuple[Left, ...]]:
     """The weights that can be stored in blocks, and those of some size that cannot, in the graph's order.
 
     Nodes have names of their own. A weight is taken only where every node that reads it can be rewritten:
     else it would lie in the file twice.
-
-    Raises:
-        CompressionError: a name in `keep` that no node has.
     """
-    known = {node.name for node in nodes_of(graph)}
-    if unknown := sorted(set(keep) - known):
-        raise CompressionError(
-            f"no node is named {', '.join(map(repr, unknown))}",
-            expected="names of nodes that stay as they are",
-        )
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in nodes_of(graph):
         for index, name in enumerate(node.input):
@@ -111,7 +101,7 @@ def find_targets(
 def _reason_against(
     tensor: onnx.TensorProto,
     readers: Sequence[tuple[onnx.NodeProto, int]],
-    keep: Sequence[str],
+    keep: Collection[str],
     embeddings: bool,
 ) -> str | None:
     kinds = {(node.op_type, index) for node, index in readers}

@@ -1,8 +1,9 @@
 """Weight-only quantization: INT4 or INT8 in blocks, for products and embedding tables.
 
 With `arithmetic = "float"` weights lie behind a DequantizeLinear of opset 21: symmetric, a float scale for
-each block along K. ONNX Runtime, OpenVINO and TensorRT read that. ONNX Runtime fuses it to MatMulNBits, as fast as FP32, and up to twice as fast at one row. Its default computes such products in
-INT8 inside (session.qdq_matmulnbits_accuracy_level 4; level 0 is exact and slower than FP32).
+each block along K. ONNX Runtime, OpenVINO and TensorRT read that. ONNX Runtime fuses it to MatMulNBits, as
+fast as FP32, and up to twice as fast at one row. Its default computes such products in INT8 inside
+(session.qdq_matmulnbits_accuracy_level 4; level 0 is exact and slower than FP32).
 
 With `arithmetic = "int8"` weights become INT8 when a session opens, and activations are quantized as they
 come: progressive group quantization (QServe, arXiv 2405.04532), 3 to 5 times as fast as FP32 with VNNI.
@@ -26,17 +27,21 @@ from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import step, steps
 from tritonsmith.compress.arithmetic import detect_arithmetic
 from tritonsmith.compress.audit import audit_int8
-from tritonsmith.compress.blocks import HIGHEST_INT4, HIGHEST_INT8, Grid, fit_grid, fit_progressive
+from tritonsmith.compress.blocks import INT4, INT8, Grid, fit_grid, fit_progressive
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.graph import drop_unused
+from tritonsmith.compress.compensate import compensated, second_moments
+from tritonsmith.compress.names import kept_nodes
 from tritonsmith.compress.opset import raise_opset
 from tritonsmith.compress.prepare import prepare_graph, tidy
+from tritonsmith.compress.smooth import smooth_model
+from tritonsmith.compress.tables import share_weights
 from tritonsmith.compress.weight_nodes import Rewriter
 from tritonsmith.compress.weight_targets import Left, Target, find_targets, products_from_gemms
 from tritonsmith.engines import open_session
-from tritonsmith.errors import CompressionError, UsageError
+from tritonsmith.errors import CompressionError, SamplesError, UsageError
 from tritonsmith.files import staging_folder
 from tritonsmith.ingest.targets import check_target, find_server
+from tritonsmith.samples import Samples
 
 BLOCKED_OPSET = 21  # DequantizeLinear got block_size and INT4 there
 INT4_CAST = (1, 23)  # the first ONNX Runtime whose Cast reads INT4 (probed: 1.19.2 no, 1.23.2 yes)
@@ -65,24 +70,30 @@ def apply_weights(
     _check_options(spec, material)
     work = step.begin("quantize-weights", _options(spec, material))
     with staging_folder(out) as folder:
-        model = onnx_model.load_model(prepare_graph(artifact.path, folder))
+        prepared, kept = _prepare(spec, artifact, material, folder, say)
+        model = onnx_model.load_model(prepared)
         int4_type = _reads_int4_cast(material.convert.server)
         if spec.arithmetic == "float" or int4_type:
             model = raise_opset(model, BLOCKED_OPSET, artifact.path.name)
         products_from_gemms(model.graph)
-        targets, left = find_targets(model.graph, keep=spec.keep, embeddings=spec.embeddings)
+        targets, left = find_targets(model.graph, keep=kept, embeddings=spec.embeddings)
         _refuse_nothing(targets, left, artifact)
+        _refuse_ragged(targets, spec, model, material.engine)
         grids = fit_grids(model, targets, spec)
+        if spec.compensate:
+            _compensate(model, targets, grids, prepared, artifact, material, say)
+        measured: dict[str, Json] = {}
         if spec.epochs > 0:
             from tritonsmith.compress.weights_training import train_on_grids
 
-            train_on_grids(model, targets, grids, spec, material, checkpoint=checkpoint, say=say)
+            report = train_on_grids(model, targets, grids, spec, material, checkpoint=checkpoint, say=say)
+            measured["training"] = report.measured()
         rewrite(model, targets, grids, spec, engine=material.engine, int4_type=int4_type)
         tidy(model, onnx_model.load_model(artifact.path, with_weights=False))
         check_target(model, material.convert.server)
         staged = folder / out.name
         onnx_model.save_model(model, staged)
-        measured = _measure(staged, spec, material.engine, left)
+        measured |= _measure(staged, spec, material.engine, left)
         say(f"stored {len(targets)} weights in INT{spec.bits}; {len(left)} stay as they are")
         return step.finish(work, artifact, staged, out, precision=f"int{spec.bits}", measured=measured)
 
@@ -91,19 +102,21 @@ def fit_grids(
     model: onnx.ModelProto, targets: Sequence[Target], spec: steps.QuantizeWeights
 ) -> dict[str, Grid]:
     """A grid for each weight by its name, fitted to the weight as it is."""
-    limit = REDUCED_LIMIT if detect_arithmetic().reduce_range else HIGHEST_INT8
+    limit = REDUCED_LIMIT if detect_arithmetic().reduce_range else INT8[1]
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     grids = {}
     for target in targets:
         weight = numpy_helper.to_array(tensors[target.weight])
         axis = 1 if target.is_table else 0
         if spec.arithmetic == "float":
-            highest = HIGHEST_INT4 if spec.bits == 4 else HIGHEST_INT8
-            grids[target.weight] = fit_grid(weight, highest=highest, block=spec.block, axis=axis)
+            codes = INT4 if spec.bits == 4 else INT8
+            grids[target.weight] = fit_grid(weight, codes=codes, block=spec.block, axis=axis)
         elif spec.bits == 4:
             grids[target.weight] = fit_progressive(weight, block=spec.block, axis=axis, limit=limit)
         else:
-            grids[target.weight] = fit_grid(weight, highest=limit, block=weight.shape[axis], axis=axis)
+            grids[target.weight] = fit_grid(
+                weight, codes=(-limit, limit), block=weight.shape[axis], axis=axis
+            )
     return grids
 
 
@@ -136,7 +149,7 @@ def rewrite(
         else:
             rewriter.lookup_of_table(node, weight, grid)
     rewriter.finish()
-    drop_unused(graph)
+    share_weights(graph)
 
 
 def _check_options(spec: steps.QuantizeWeights, material: Material) -> None:
@@ -157,6 +170,71 @@ def _check_options(spec: steps.QuantizeWeights, material: Material) -> None:
         )
 
 
+def _prepare(
+    spec: steps.QuantizeWeights, artifact: Artifact, material: Material, folder: Path, say: Say
+) -> tuple[Path, frozenset[str]]:
+    """The graph to work on, smoothed where asked, and the names in it of the nodes to keep."""
+    prepared = prepare_graph(artifact.path, folder)
+    kept = frozenset(kept_nodes(spec.keep, artifact.path, prepared))
+    if spec.smooth is None:
+        return prepared, kept
+    calibration = _calibration(material, "smoothing")
+    say(f"smoothing on {calibration.count} samples of {calibration.path.name}")
+    prepared, _ = smooth_model(prepared, spec.smooth, calibration, batched=artifact.batched, spared=kept)
+    return prepared, kept
+
+
+def _compensate(
+    model: onnx.ModelProto,
+    targets: Sequence[Target],
+    grids: Mapping[str, Grid],
+    prepared: Path,
+    artifact: Artifact,
+    material: Material,
+    say: Say,
+) -> None:
+    """Move the weights of products to where GPTQ rounds them, in place."""
+    calibration = _calibration(material, "error compensation")
+    names = {target.nodes[0]: target.weight for target in targets if not target.is_table}
+    inputs = {names[node.name]: node.input[0] for node in model.graph.node if node.name in names}
+    say(f"compensating {len(inputs)} weights on {calibration.count} samples of {calibration.path.name}")
+    tapped = tuple(dict.fromkeys(inputs.values()))
+    moments = second_moments(prepared, tapped, calibration, batched=artifact.batched)
+    for tensor in model.graph.initializer:
+        if tensor.name in inputs:
+            moment, grid = moments[inputs[tensor.name]], grids[tensor.name]
+            moved = compensated(numpy_helper.to_array(tensor), moment, grid)
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+
+
+def _calibration(material: Material, purpose: str) -> Samples:
+    if material.calibration is None:
+        raise SamplesError(
+            f"{purpose} needs calibration data, and none is made up",
+            expected="some hundreds of samples like those that the model will see",
+            fix=f"give calibration data, or leave {purpose} out",
+        )
+    return material.calibration
+
+
+def _refuse_ragged(
+    targets: Sequence[Target], spec: steps.QuantizeWeights, model: onnx.ModelProto, engine: str
+) -> None:
+    """OpenVINO reads blocks only where they divide the axis; ONNX Runtime takes a shorter last one."""
+    if spec.arithmetic != "float" or engine == "onnxruntime":
+        return
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for target in targets:
+        length = shapes[target.weight][1 if target.is_table else 0]
+        if length % spec.block:
+            raise CompressionError(
+                f"blocks of {spec.block} do not divide weight {target.weight!r}, and {engine} needs that",
+                found=f"{length} elements along the axis of the blocks",
+                expected=f"a multiple of {spec.block}",
+                fix=f"take another block, or keep {', '.join(target.nodes)} as it is",
+            )
+
+
 def _options(spec: steps.QuantizeWeights, material: Material) -> dict[str, Json]:
     options: dict[str, Json] = {
         "bits": spec.bits,
@@ -165,6 +243,8 @@ def _options(spec: steps.QuantizeWeights, material: Material) -> dict[str, Json]
         "embeddings": spec.embeddings,
         "engine": material.engine,
         "server": material.convert.server,
+        "smooth": spec.smooth,
+        "compensate": spec.compensate,
         "epochs": spec.epochs,
         "keep": list(spec.keep),
     }

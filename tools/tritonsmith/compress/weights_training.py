@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 
@@ -12,6 +13,9 @@ from tritonsmith.compress.blocks import Grid
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.weight_targets import Target
 from tritonsmith.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from tritonsmith.train.loop import TrainReport
 
 
 def train_on_grids(
@@ -23,7 +27,7 @@ def train_on_grids(
     *,
     checkpoint: Path,
     say: Callable[[str], None],
-) -> None:
+) -> TrainReport:
     """Train the float weights of `model`, in place, to answer as the teacher does once they are rounded.
 
     In training each weight of `targets` is rounded to its grid, which stays where it is; with
@@ -48,5 +52,6 @@ def train_on_grids(
         inputs = dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products)
         wraps |= {name: FakeDynamicUint8() for name in inputs}
     module = OnnxModule(model, wraps=wraps)
-    train(module, material, spec, teacher=material.teacher, checkpoint=checkpoint, say=say)
+    report = train(module, material, spec, teacher=material.teacher, checkpoint=checkpoint, say=say)
     module.write_weights(model)
+    return report

@@ -32,7 +32,8 @@ class FakeRounding(nn.Module):
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.axis, self.block, self.highest = grid.axis, grid.block, grid.highest
+        self.axis, self.block = grid.axis, grid.block
+        self.lowest, self.highest = grid.lowest, grid.highest
         self.steps = _tensor(grid.steps, grid.axis + 1)
         self.multipliers: torch.Tensor | None = None
         self.scales: torch.Tensor | None = None
@@ -51,7 +52,7 @@ class FakeRounding(nn.Module):
             weight = nn.functional.pad(weight, (0, 0, 0, missing) if axis == 0 else (0, missing))
         shape = list(weight.shape)
         shape[axis : axis + 1] = [shape[axis] // block, block]
-        codes = torch.clamp(torch.round(weight.reshape(shape) / self.steps), -self.highest, self.highest)
+        codes = torch.clamp(torch.round(weight.reshape(shape) / self.steps), self.lowest, self.highest)
         factors = self.steps if self.multipliers is None else self.multipliers
         joined = (codes * factors).flatten(axis, axis + 1).narrow(axis, 0, length)
         return joined if self.scales is None else joined * self.scales
