@@ -157,6 +157,16 @@ def test_where_nothing_passes_there_is_a_model_with_blame_and_a_next_step(case: 
     assert any(step.startswith("training data (--training)") for step in found.next_steps)
 
 
+def test_what_each_step_adds_makes_the_whole_drop(case: Case) -> None:
+    found = case.search(SearchGoal(max_drop=0.9, size_at_most_bytes=2500, epochs=1))
+    assert found.passed
+    assert len(found.best.specs) == len(found.blame) == 2
+    assert all(line.drop != 0 for line in found.blame)
+    assert sum(line.drop for line in found.blame) == pytest.approx(found.best.drop)
+    assert found.blame[0].bytes_after == found.blame[1].bytes_before
+    assert [path.path for path in found.artifacts][-1] == found.best.artifact.path
+
+
 def test_a_branch_ends_where_its_first_part_is_beyond_the_budget(case: Case, made: list[str]) -> None:
     found = case.search(SearchGoal(max_drop=0.005, size_at_most_bytes=1500, epochs=1))
     lossy = [
