@@ -25,7 +25,7 @@ from tritonsmith.ingest.torch_module import TorchModule, export_loaded, load_mod
 
 if TYPE_CHECKING:
     from tritonsmith.compress.chain import Material
-    from tritonsmith.compress.torch_groups import Cut
+    from tritonsmith.compress.torch_cut import Cut
 
 Say = Callable[[str], None]
 TARGETS = ("flops", "parameters", "ratio")
@@ -63,7 +63,7 @@ def apply_prune_torch(
     _check_spec(spec)
     source = _check_source(artifact, material)
     try:
-        from tritonsmith.compress import torch_groups
+        from tritonsmith.compress import torch_cut
     except ImportError as error:
         raise MissingExtraError(
             "prune-torch needs torch-pruning", package=error.name or "torch_pruning", extra="train"
@@ -72,9 +72,9 @@ def apply_prune_torch(
     work = step.begin("prune-torch", {key: value for key, value in asdict(spec).items() if value is not None})
     loaded = load_module(source, material.convert)
     start = Start(
-        flops=torch_groups.flops_of_module(loaded),
-        parameters=torch_groups.parameters_of_module(loaded),
-        channels=torch_groups.channels_of_module(loaded),
+        flops=torch_cut.flops_of_module(loaded),
+        parameters=torch_cut.parameters_of_module(loaded),
+        channels=torch_cut.channels_of_module(loaded),
     )
     alone: tuple[str, ...] = ()
     training: list[Json] = []
@@ -83,7 +83,7 @@ def apply_prune_torch(
         folder = checkpoint / f"round-{number}"
         plan, left_alone = _kept_plan(spec, loaded, material, folder, number / spec.iterations, start)
         alone = alone or left_alone  # later rounds add groups that are small by now
-        torch_groups.cut(loaded, plan)
+        torch_cut.cut(loaded, plan)
         if spec.epochs:
             training.append(_train(spec, loaded, artifact, material, folder, say))
     with staging_folder(out) as folder:
@@ -93,7 +93,7 @@ def apply_prune_torch(
         say(_summary(costs, alone))
         measured: dict[str, Json] = {
             **costs,
-            "channels": _sizes(start, torch_groups.channels_of_module(loaded)),
+            "channels": _sizes(start, torch_cut.channels_of_module(loaded)),
             "left_alone": alone,
             "training": training,
             "parity": converted.steps[0].measured["parity"],
@@ -149,7 +149,7 @@ def _kept_plan(
     spec: PruneTorch, loaded: TorchModule, material: Material, folder: Path, part: float, start: Start
 ) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
     """What a round cuts, made once: importance would differ after a training that was cut short."""
-    from tritonsmith.compress.torch_groups import Cut
+    from tritonsmith.compress.torch_cut import Cut
 
     file = folder / "plan.json"
     if not file.exists():
@@ -165,11 +165,13 @@ def _plan(
     spec: PruneTorch, loaded: TorchModule, material: Material, part: float, start: Start
 ) -> tuple[tuple[Cut, ...], tuple[str, ...]]:
     """The cuts of one round: what is left falls by the same factor in each."""
-    from tritonsmith.compress import torch_groups as groups_of
+    from tritonsmith.compress.torch_cut import flops_of_module, parameters_of_module
+    from tritonsmith.compress.torch_groups import find_groups
     from tritonsmith.compress.torch_named import gradients
+    from tritonsmith.compress.torch_plan import plan_ratio, plan_target
 
     taylor = spec.importance == "taylor"
-    groups, alone = groups_of.find_groups(
+    groups, alone = find_groups(
         loaded,
         gradients=gradients(loaded, material, seed=spec.seed) if taylor else None,
         round_to=spec.round_to,
@@ -180,12 +182,12 @@ def _plan(
         found = "; ".join(alone[:5]) or "no layer of channels"
         raise CompressionError(f"nothing of {loaded.source} can be pruned", found=found)
     if spec.ratio is not None:
-        return groups_of.plan_ratio(groups, spec.ratio, part=part, channels=start.channels), alone
+        return plan_ratio(groups, spec.ratio, part=part, channels=start.channels), alone
     if spec.flops is not None:
         most = start.flops * spec.flops**part
-        return groups_of.plan_target(loaded, groups, groups_of.flops_of_module, most), alone
+        return plan_target(loaded, groups, flops_of_module, most), alone
     most = start.parameters * (spec.parameters or 1.0) ** part
-    return groups_of.plan_target(loaded, groups, groups_of.parameters_of_module, most), alone
+    return plan_target(loaded, groups, parameters_of_module, most), alone
 
 
 def _train(

@@ -1,52 +1,26 @@
-"""Which channels and heads of a PyTorch module go together, how much they matter, and cutting them out.
+"""Which channels and heads of a PyTorch module go together, and how much they matter.
 
-Dependencies and importance are torch-pruning's (Fang et al., 2023, arXiv 2301.12900). How many of each group
-stay is decided here: its own rounding always goes down, and spares a group that would be left with nothing.
+Dependencies and importance are torch-pruning's (Fang et al., 2023, arXiv 2301.12900).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch_pruning
-from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
+from tritonsmith.compress.torch_cut import HEAD_COUNTS, Array, Cut, Group, cut_copy, graph_of
+from tritonsmith.compress.torch_plan import nearest, plan_sizes
 from tritonsmith.errors import CompressionError
 from tritonsmith.ingest.torch_export import named_tensors, quiet, reason_of
 from tritonsmith.ingest.torch_module import TorchModule
 
-Array: TypeAlias = NDArray[np.float64]
-
-HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads")  # what modules call their number of heads
 ATTENTION = ("BmmBackward", "ScaledDotProduct")  # a product of two activations, in autograd's names
 # What a module raises whose parts no longer fit together.
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Output channels of one layer, with all that follows from removing them."""
-
-    layer: str
-    units: tuple[tuple[int, ...], ...]  # channels that can only go together: one, a head, one of each group
-    importance: Array  # [units]
-    multiple: int  # sizes that are left are multiples of this, in units
-    head_channels: int | None  # channels of one attention head, where units are heads
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cut:
-    """Output channels of a layer that go; `heads` are those that its attention has left, if it is one."""
-
-    layer: str
-    channels: tuple[int, ...]
-    heads: int | None
 
 
 def find_groups(
@@ -58,7 +32,7 @@ def find_groups(
     With them, it is the squared first-order term (Molchanov et al., 2019, arXiv 1906.10771): each item leaves
     the gradients of one batch in the module's parameters.
     """
-    graph = _graph_of(loaded)
+    graph = graph_of(loaded)
     kept = _kept_modules(loaded.module, keep)
     chosen, alone = [], []
     with quiet():
@@ -99,134 +73,6 @@ def _scores(chosen: Sequence[Any], gradients: Iterable[None] | None) -> list[Arr
 
 def _array(scores: torch.Tensor | None) -> Array | None:
     return None if scores is None or not len(scores) else scores.detach().double().numpy()
-
-
-def plan_ratio(
-    groups: Sequence[Group], ratio: float, *, part: float, channels: Mapping[str, int]
-) -> tuple[Cut, ...]:
-    """Cut every group alike, the least important units first: `ratio` of all when `part` is 1.
-
-    `channels` are those that each layer began with; in between, what is left is their (1 - ratio) ** part.
-
-    Raises:
-        CompressionError: a group would be left with less than one unit.
-    """
-    left = {}
-    for group in groups:
-        first = channels[group.layer] / len(group.units[0])
-        if first * (1 - ratio) < 1:
-            raise CompressionError(
-                f"a ratio of {ratio:g} would empty {group.layer}",
-                found=f"{first:g} {'channels' if group.head_channels is None else 'heads'}",
-                expected=f"a ratio of at most {1 - 1 / first:.3g}",
-                fix=f"ask for less, or add {group.layer!r} to `keep`",
-            )
-        left[group.layer] = _nearest(group, first * (1 - ratio) ** part)
-    return _plan(groups, left)
-
-
-def plan_target(
-    loaded: TorchModule, groups: Sequence[Group], cost: Callable[[TorchModule], int], most: float
-) -> tuple[Cut, ...]:
-    """Cut the least important units of all groups until `cost` of what is left is at most `most`.
-
-    The threshold under which units go is found by bisection. Rounding makes steps of it, so what then fits
-    under the target is given back, the most important first.
-
-    Raises:
-        CompressionError: the smallest model that the groups allow costs more.
-    """
-
-    def left_at(threshold: float) -> dict[str, int]:
-        return {g.layer: _nearest(g, float((g.importance > threshold).sum())) for g in groups}
-
-    def cost_of(left: Mapping[str, int]) -> int:
-        return cost(cut_copy(loaded, _plan(groups, left)))
-
-    if cost(loaded) <= most:
-        return ()
-    thresholds = np.unique(np.concatenate([group.importance for group in groups]))
-    low, high = -1, len(thresholds) - 1
-    if (least := cost_of(left_at(thresholds[high]))) > most:
-        raise CompressionError(
-            f"{loaded.source} cannot be pruned so far",
-            found=f"{least / most:.2f} times the target with one multiple of `round_to` left in every group",
-            fix="ask for less, or round to a smaller number",
-        )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if cost_of(left_at(thresholds[middle])) <= most else (middle, high)
-    left = left_at(thresholds[high])
-    grown = True
-    while grown:
-        grown = False
-        for group in sorted(groups, key=lambda group: _next_importance(group, left), reverse=True):
-            more = {**left, group.layer: min(len(group.units), left[group.layer] + group.multiple)}
-            if more != left and cost_of(more) <= most:
-                left, grown = more, True
-    return _plan(groups, left)
-
-
-def cut(loaded: TorchModule, plan: Sequence[Cut]) -> None:
-    """Remove the channels of a plan from the module itself."""
-    if not plan:
-        return
-    graph = _graph_of(loaded)
-    with quiet():
-        for item in plan:
-            layer = loaded.module.get_submodule(item.layer)
-            pruner = graph.get_pruner_of_module(layer)
-            graph.get_pruning_group(layer, pruner.prune_out_channels, list(item.channels)).prune()
-            if item.heads is not None:
-                _set_heads(loaded.module, item)
-
-
-def cut_copy(loaded: TorchModule, plan: Sequence[Cut]) -> TorchModule:
-    """The same on a copy."""
-    copied = replace(loaded, module=copy.deepcopy(loaded.module))
-    cut(copied, plan)
-    return copied
-
-
-def flops_of_module(loaded: TorchModule) -> int:
-    """FLOPs of the products on the example inputs, counted by torch: twice the multiply-adds."""
-    with quiet(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        loaded.example.call(loaded.module.eval(), loaded.example.tensors)
-    return int(counter.get_total_flops())
-
-
-def channels_of_module(loaded: TorchModule) -> dict[str, int]:
-    """How many output channels each layer has, by its name."""
-    counts = {}
-    for name, layer in loaded.module.named_modules():
-        for attribute in ("out_channels", "out_features"):
-            if isinstance(size := getattr(layer, attribute, None), int):
-                counts[name] = size
-    return counts
-
-
-def parameters_of_module(loaded: TorchModule) -> int:
-    return sum(parameter.numel() for parameter in loaded.module.parameters())
-
-
-def _graph_of(loaded: TorchModule) -> Any:
-    """torch-pruning's dependency graph of a module."""
-    loaded.module.requires_grad_(True)  # the graph is read from autograd
-
-    def call(traced: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
-        return list(named_tensors(loaded.source, loaded.example.call(traced, tensors)).values())
-
-    try:
-        with quiet(), torch.enable_grad():
-            return torch_pruning.DependencyGraph().build_dependency(
-                loaded.module, example_inputs=dict(loaded.example.tensors), forward_fn=call
-            )
-    except Exception as error:  # whatever the library meets in a module that it does not know
-        raise CompressionError(
-            f"torch-pruning cannot follow {loaded.source}",
-            found=reason_of(error),
-            fix="use prune, which works on the ONNX graph",
-        ) from error
 
 
 def _kept_modules(module: torch.nn.Module, keep: Collection[str]) -> frozenset[torch.nn.Module]:
@@ -307,51 +153,18 @@ def _heads_of(members: Any, graph: Any) -> int | None:
     return next((count for count in counts if isinstance(count, int) and count > 0), None)
 
 
-def _set_heads(module: torch.nn.Module, item: Cut) -> None:
-    owner: Any = module.get_submodule(item.layer.rpartition(".")[0])
-    assert item.heads is not None  # noqa: S101
-    for name in HEAD_COUNTS:
-        if isinstance(getattr(owner, name, None), int):
-            setattr(owner, name, item.heads)
-    if isinstance(getattr(owner, "all_head_size", None), int):
-        owner.all_head_size = module.get_submodule(item.layer).out_features
-
-
-def _nearest(group: Group, wanted: float) -> int:
-    """The multiple that is nearest to what is wanted of a group, at least one and at most all."""
-    return min(len(group.units), max(1, round(wanted / group.multiple)) * group.multiple)
-
-
-def _next_importance(group: Group, left: Mapping[str, int]) -> float:
-    """That of the first unit that would come back."""
-    ranked = np.sort(group.importance)[::-1]
-    return float(ranked[left[group.layer]]) if left[group.layer] < len(ranked) else -np.inf
-
-
-def _plan(groups: Sequence[Group], left: Mapping[str, int]) -> tuple[Cut, ...]:
-    """Cut each group to so many units, the least important first."""
-    plan = []
-    for group in groups:
-        order = np.argsort(group.importance, kind="stable")[: len(group.units) - left[group.layer]]
-        gone = sorted(channel for unit in order for channel in group.units[unit])
-        heads = None if group.head_channels is None else left[group.layer]
-        if gone:
-            plan.append(Cut(layer=group.layer, channels=tuple(gone), heads=heads))
-    return tuple(plan)
-
-
 def _try_groups(
     loaded: TorchModule, groups: Sequence[Group], alone: list[str]
 ) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Leave out the groups without which the module fails or answers in another shape."""
     with quiet(), torch.no_grad():
         before = _shapes(loaded)
-    smaller = {group.layer: _nearest(group, len(group.units) - group.multiple) for group in groups}
-    if _failure(loaded, _plan(groups, smaller), before) is None:
+    smaller = {group.layer: nearest(group, len(group.units) - group.multiple) for group in groups}
+    if _failure(loaded, plan_sizes(groups, smaller), before) is None:
         return tuple(groups), tuple(alone)
     able = []
     for group in groups:
-        failure = _failure(loaded, _plan([group], smaller), before)
+        failure = _failure(loaded, plan_sizes([group], smaller), before)
         if failure is None:
             able.append(group)
         else:

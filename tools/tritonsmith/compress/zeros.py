@@ -124,7 +124,10 @@ def write_zeros(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> None:
         if tensor.name in masks:
             values = numpy_helper.to_array(tensor)
             zeroed = np.where(masks[tensor.name], values, np.zeros((), values.dtype))
-            tensor.CopyFrom(numpy_helper.from_array(zeroed, tensor.name))
+            raw = numpy_helper.from_array(zeroed).raw_data
+            for field in ("float_data", "double_data", "int32_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = raw
 
 
 def measure_zeros(path: Path, layers: Sequence[Layer]) -> dict[str, Json]:
