@@ -1,4 +1,4 @@
-"""Channels and heads cut out of a PyTorch module along torch-pruning's dependencies, and what is left of cost."""
+"""Channels and heads cut out of a PyTorch module along torch-pruning's dependencies, and its cost."""
 
 from __future__ import annotations
 
