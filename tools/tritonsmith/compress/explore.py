@@ -151,10 +151,11 @@ def descend(run: Run, family: Family, tails: list[Chain]) -> None:
 
     Levels are whole numbers on a grid that is the same in every search, so that another one meets them again.
     """
-    level = start_of(run, family, tails)
-    patience, left = family.patient is not None, LEVELS
-    kept, lost = 0, None
-    while left:
+    level: int | None = start_of(run, family, tails)
+    kept, lost, left = 0, None, LEVELS
+    lossy: Trial | None = None  # at level `lost`; more training is tried once
+    patience = family.patient is not None
+    while level is not None and left:
         left -= 1
         tried = _try_level(run, family.chain(family.share(level)), tails)
         if tried is None or run.met():
@@ -162,18 +163,17 @@ def descend(run: Run, family: Family, tails: list[Chain]) -> None:
         if is_within(tried.tuning, run.goal.max_drop):
             kept = level
         else:
-            lost = level
-            if patience and (run.goal.bounded or lost - kept == 1):
+            lost, lossy = level, tried
+            if patience and run.goal.bounded:
                 patience = False
-                _try_patience(run, family, level, tried)
+                _try_patience(run, family, level, tried, tails)
                 if run.met():
                     return
             if left > RESCUES and _too_large(run, family, level, tried):
                 left = RESCUES
-        following = _next_level(run, family, kept, lost, tried)
-        if following is None:
-            return
-        level = following
+        level = _next_level(run, family, kept, lost, tried)
+    if patience and lost is not None and lossy is not None:
+        _try_patience(run, family, lost, lossy, tails)
 
 
 def start_of(run: Run, family: Family, tails: list[Chain]) -> int:
@@ -229,7 +229,7 @@ def _try_level(run: Run, chain: Chain, tails: list[Chain]) -> Trial | None:
     return ordered(finished, run.trials[0], goal)[0] if finished else bare
 
 
-def _try_patience(run: Run, family: Family, level: int, lossy: Trial) -> None:
+def _try_patience(run: Run, family: Family, level: int, lossy: Trial, tails: list[Chain]) -> None:
     """More training, where it may bring back what is lost."""
     budget, share = run.goal.max_drop, family.share(level)
     hopeless = lossy.drop > HOPELESS * budget and is_beyond(lossy.tuning, budget)
@@ -246,7 +246,7 @@ def _try_patience(run: Run, family: Family, level: int, lossy: Trial) -> None:
         trial = run.consider(*chain, replace(last, method="static", epochs=epochs))
         if trial is not None and is_within(trial.tuning, budget):
             return
-    run.consider(*family.patient(share), *tail)
+    _try_level(run, family.patient(share), tails)
 
 
 def _too_large(run: Run, family: Family, level: int, tried: Trial) -> bool:
