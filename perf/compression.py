@@ -18,12 +18,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import digits
+import minilm
+import resnet50
+import shapes
 from cases import Case
+
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Manifest, tool_versions
 from tritonsmith.bench.machine import describe_machine
-from tritonsmith.compress.steps import Trained
 from tritonsmith.compress.step_text import text_from_spec
+from tritonsmith.compress.steps import Trained
 from tritonsmith.compression import CompressReport, CompressRequest, compress
 from tritonsmith.console import Say, human_bytes, print_error, print_line, print_table, progress
 from tritonsmith.engines import open_session
@@ -35,11 +40,6 @@ from tritonsmith.repository.entry import publish
 from tritonsmith.samples import load_samples
 from tritonsmith.server import ServerOptions, serve
 from tritonsmith.validate import validate
-
-import digits
-import minilm
-import resnet50
-import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKSPACE = ROOT / "build" / "compression"

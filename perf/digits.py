@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cases import Case
+
 from tritonsmith.console import Say
 from tritonsmith.recipe import load_recipe
 

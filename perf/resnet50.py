@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from cases import Case
 from numpy.typing import NDArray
 
-from cases import Case
 from tritonsmith.compress.steps import Quantize
 
 Say = Callable[[str], None]
 
 CALIBRATION_IMAGES, EVALUATION_IMAGES = 64, 64
 SIDE = 224
+INPUT = "input_layer"  # what Keras names the first input of a process
 MEANS = (103.939, 116.779, 123.68)  # what keras.applications.resnet50.preprocess_input takes off, BGR
 # Keras is imported in a process of its own, so that its memory is free again before anything is timed.
 MAKE = """
