@@ -210,7 +210,10 @@ def _begin(module: nn.Module, lessons: Lessons) -> _State:
     return _State(
         module=module,
         projections=projections,
-        optimizer=torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.learning_rate),
+        # Fused: a third less time a step where most weights are an embedding table.
+        optimizer=torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=spec.learning_rate, fused=True
+        ),
         epoch=0,
         steps=0,
         losses=[],
