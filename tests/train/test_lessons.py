@@ -202,7 +202,8 @@ def test_embeddings_of_padded_sentences_are_learnt(tmp_path: Path) -> None:
 
     assert report.metric_before is not None
     assert report.metric_after is not None
-    assert report.metric_after > max(0.9, report.metric_before + 0.3)
+    assert report.metric_before < 0.8
+    assert report.metric_after > 0.9
 
 
 class NotOnnx(nn.Module):
@@ -225,7 +226,7 @@ def test_any_module_by_names_can_be_trained(tmp_path: Path) -> None:
 
     report = train(NotOnnx(), material, spec, teacher=material.teacher, checkpoint=tmp_path)
 
-    assert report.last_loss < 0.3 * report.first_loss
+    assert report.last_loss < 0.5 * report.first_loss
 
 
 def test_labels_of_a_regression_are_numbers(tmp_path: Path) -> None:
