@@ -46,13 +46,13 @@ def masked_model() -> onnx.ModelProto:
     }
     weights |= {"table": random.normal(size=(11, 6)).astype(np.float32)}
     weights |= {f"g{i}": np.ones(6, np.float32) for i in range(3)}
-    nodes = ["h0 = Gather(table, ids)", "m = Cast<to: int = 1>(mask)"]
+    nodes = ["h0 = Gather(table, ids)", "shape = Shape(h0)", "m = Cast<to: int = 1>(mask)"]
     nodes += ["axis = Constant<value_ints = [1]>()", "bias = Unsqueeze(m, axis)"]
     for i in range(3):
         nodes += [f"q{i}_ = MatMul(h{i}, q{i})", f"k{i}_ = MatMul(h{i}, k{i})", f"v{i}_ = MatMul(h{i}, v{i})"]
-        nodes += [f"shape{i} = Shape(h{i})", f"kt{i} = Transpose<perm: ints = [0, 2, 1]>(k{i}_)"]
+        nodes += [f"kt{i} = Transpose<perm: ints = [0, 2, 1]>(k{i}_)"]
         nodes += [f"p{i} = MatMul(q{i}_, kt{i})", f"pm{i} = Add(p{i}, bias)", f"a{i} = Softmax(pm{i})"]
-        nodes += [f"o{i} = MatMul(a{i}, v{i}_)", f"r{i} = Reshape(o{i}, shape{i})", f"s{i} = Add(h{i}, r{i})"]
+        nodes += [f"o{i} = MatMul(a{i}, v{i}_)", f"r{i} = Reshape(o{i}, shape)", f"s{i} = Add(h{i}, r{i})"]
         nodes += [f"h{i + 1} = LayerNormalization(s{i}, g{i})"]
     nodes += ["y = Identity(h3)"]
     return model_from_text(
