@@ -26,7 +26,6 @@ from cases import Case
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Manifest, tool_versions
-from tritonsmith.bench.machine import describe_machine
 from tritonsmith.compress.step_text import text_from_spec
 from tritonsmith.compress.steps import Trained
 from tritonsmith.compression import CompressReport, CompressRequest, compress
@@ -34,6 +33,7 @@ from tritonsmith.console import Say, human_bytes, print_error, print_line, print
 from tritonsmith.engines import open_session
 from tritonsmith.errors import TritonsmithError
 from tritonsmith.files import write_text_atomically
+from tritonsmith.machine import describe_machine
 from tritonsmith.measure import THREADS, compare_speeds
 from tritonsmith.repository.config import config_from_artifact
 from tritonsmith.repository.entry import publish

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from tritonsmith.artifact import sha256_of
-from tritonsmith.bench.machine import describe_machine
 from tritonsmith.bench.measure import BenchOptions, Level, bench
 from tritonsmith.build import build
 from tritonsmith.console import print_line, print_table, progress
 from tritonsmith.engines import Session, open_session
 from tritonsmith.files import write_text_atomically
+from tritonsmith.machine import describe_machine
 from tritonsmith.recipe import BuildRequest
 from tritonsmith.samples import load_samples
 from tritonsmith.server import ServerOptions, serve

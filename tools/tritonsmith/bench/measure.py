@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tritonsmith import dtypes
 from tritonsmith.artifact import Json
 from tritonsmith.bench import perf_analyzer
-from tritonsmith.bench.machine import describe_machine
 from tritonsmith.client import Client, Signature
 from tritonsmith.console import Say
 from tritonsmith.engines import Arrays
 from tritonsmith.errors import UsageError
+from tritonsmith.machine import describe_machine
 from tritonsmith.samples import Samples, load_served_samples
 
 # A level whose rounds lie further apart than this is called unstable: perf_analyzer's own default.

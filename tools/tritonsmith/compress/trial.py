@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json, sha256_of
-from tritonsmith.bench.machine import describe_machine
 from tritonsmith.compress.cost import cost_of
 from tritonsmith.compress.pareto import Point, point_of
 from tritonsmith.compress.step_text import json_from_spec, text_from_spec
@@ -28,6 +27,7 @@ from tritonsmith.engines import open_session
 from tritonsmith.errors import RepositoryError, UsageError
 from tritonsmith.files import write_text_atomically
 from tritonsmith.gate import GateReport, WorstClass, judge, predict
+from tritonsmith.machine import describe_machine
 from tritonsmith.measure import THREADS, SpeedRatio, compare_speed
 from tritonsmith.metrics import Metric, metric_module
 from tritonsmith.samples import Samples
