@@ -88,7 +88,7 @@ def convert_once(
     def copy(out: Path, _checkpoint: Path) -> Artifact:
         return replace(made, path=onnx_model.copy_model(made.path, out))
 
-    kept = {"model": onnx_model.model_sha256(made.path), "convert": asdict(options)}
+    kept: Json = {"model": onnx_model.model_sha256(made.path), "convert": asdict(options)}
     return keep_artifact(store, kept, copy, say=say)[0]
 
 
