@@ -198,7 +198,7 @@ def _describe(flow: _Flow, before: str, after: str) -> str:
     """The structure of what lies between two cut points; equal texts mean equal structure.
 
     Inputs are followed in order. What is seen again is named by its number, weights by their shape, and
-    what does not come from `before` (a mask, a position) is all the same.
+    what no state of `before` flows into (a mask, a position, a shape) is all the same.
     """
     inside = _inside(flow, before, after)
     numbers: dict[str, int] = {before: 0}
@@ -228,7 +228,7 @@ def _inside(flow: _Flow, before: str, after: str) -> frozenset[str]:
     while stack:
         name = stack[-1]
         node = flow.makers.get(name)
-        if name in depends or node is None:
+        if name in depends or node is None or node.op_type in ASIDE:
             depends.setdefault(name, False)
             stack.pop()
             continue
