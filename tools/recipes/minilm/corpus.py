@@ -44,7 +44,7 @@ LENGTH = 64  # tokens
 WANTED = {"evaluation": 5000, "tuning": 1000, "training": 150_000}
 SHARES = {"evaluation": 12, "tuning": 4, "training": 84}  # per cent of the files
 PER_FILE = {"evaluation": 30, "tuning": 30, "training": 400}  # one long file must not be the whole corpus
-CALIBRATION, COSINE = 1000, 2000
+PARTS = {"training": ("calibration", 1000), "evaluation": ("evaluation_2000", 2000)}
 LARGEST_FILE_BYTES = 3_000_000
 
 SUFFIXES = {
@@ -257,17 +257,23 @@ def write_corpus(folder: Path, roots: Sequence[Path], tokenizer: Path) -> Corpus
     folder.mkdir(parents=True, exist_ok=True)
     for side, sentences in corpus.sides.items():
         arrays = tokenize(sentences, tokenizer)
-        np.savez(folder / f"{side}.npz", **arrays)
-        part, count = {
-            "training": ("calibration", CALIBRATION),
-            "evaluation": ("evaluation_2000", COSINE),
-        }.get(side, ("", 0))
-        if part:
-            np.savez(folder / f"{part}.npz", **{name: array[:count] for name, array in arrays.items()})
+        _write(folder / f"{side}.npz", arrays)
+        if side in PARTS:
+            part, count = PARTS[side]
+            _write(folder / f"{part}.npz", {name: array[:count] for name, array in arrays.items()})
     (folder / "sentences.txt").write_text("\n".join(corpus.sides["evaluation"]) + "\n", encoding="utf-8")
     record = {"sentences": counts, "files": corpus.files}
     (folder / "corpus.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return corpus
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    np.savez(
+        path,
+        input_ids=arrays["input_ids"],
+        attention_mask=arrays["attention_mask"],
+        token_type_ids=arrays["token_type_ids"],
+    )
 
 
 def _root_of(path: Path, roots: Sequence[Path]) -> Path:

@@ -9,6 +9,9 @@ from onnx import helper, version_converter
 from tritonsmith import onnx_model
 from tritonsmith.errors import CompressionError
 
+PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
+BLOCKED_OPSET = 21  # and their blocks, and INT4
+NEEDS = {PER_CHANNEL_OPSET: "per-channel quantization", BLOCKED_OPSET: "weights in blocks"}
 LARGE_ELEMENTS = 4096  # what takes part in shapes is smaller; the converter needs to see that
 
 
@@ -33,9 +36,9 @@ def raise_opset(model: onnx.ModelProto, opset: int, name: str) -> onnx.ModelProt
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     try:
         raised = version_converter.convert_version(model, opset)
-    except (RuntimeError, ValueError) as error:
+    except (version_converter.ConvertError, RuntimeError, ValueError) as error:
         raise CompressionError(
-            f"{name} is of an opset too old for blocks of INT4, and cannot be raised",
+            f"{name} is of an opset too old for {NEEDS.get(opset, 'this step')}, and cannot be raised",
             found=f"opset {found}: {str(error).strip().splitlines()[0]}",
             expected=f"opset {opset} or newer",
             fix="export the model again with a newer opset",

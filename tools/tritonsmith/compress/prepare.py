@@ -7,17 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-from onnx import version_converter
 
 from tritonsmith import onnx_model
 from tritonsmith.compress.graph import RECURRENT_OPS, WEIGHTED_OPS, nodes_of
+from tritonsmith.compress.opset import PER_CHANNEL_OPSET, raise_opset
 from tritonsmith.compress.order import sort_nodes
 from tritonsmith.errors import CompressionError
 
 FATAL_ONLY = 4  # OrtLoggingLevel; what goes wrong is raised as well
-PER_CHANNEL_OPSET = 13  # QuantizeLinear and DequantizeLinear got their axis there
-BLOCKED_OPSET = 21  # and their blocks, and INT4
-NEEDS = {PER_CHANNEL_OPSET: "per-channel quantization", BLOCKED_OPSET: "weights in blocks"}
 # onnxruntime.quantization looks for this mark and asks for its own pre-processing without it.
 PREPARED_MARK = ("onnx.quant.pre_process", "onnxruntime.quant")
 
@@ -106,19 +103,9 @@ def named_failures(path: Path) -> Iterator[None]:
 
 
 def _raise_opset(path: Path, out: Path, least: int) -> Path:
-    opset = onnx_model.opset_of(onnx_model.load_model(path, with_weights=False))
-    if opset >= least:
+    if onnx_model.opset_of(onnx_model.load_model(path, with_weights=False)) >= least:
         return path
-    try:
-        model = version_converter.convert_version(onnx_model.load_model(path), least)
-    except (RuntimeError, ValueError) as error:
-        raise CompressionError(
-            f"{path.name} is of an opset too old for {NEEDS.get(least, 'this step')}, and cannot be raised",
-            found=f"opset {opset}: {str(error).strip().splitlines()[0]}",
-            expected=f"opset {least} or newer",
-            fix="export the model again with a newer opset",
-        ) from error
-    onnx_model.save_model(model, out)
+    onnx_model.save_model(raise_opset(onnx_model.load_model(path), least, path.name), out)
     return out
 
 

@@ -81,22 +81,24 @@ class Rewriter:
         self.nodes.append(node)
 
     def lookup_of_rows(self, node: onnx.NodeProto, weight: Array, grid: Grid) -> None:
-        """Gather of codes and of their scales; only the rows that were looked up are widened."""
+        """Gather of codes and of their scales; only the rows that were looked up are widened.
+
+        Cast and Mul widen them: of a product of two DequantizeLinears ONNX Runtime makes no MatMulNBits.
+        """
         name, indices = node.input
         y = node.output[0]
         codes = self._widened(name, weight, grid)
-        rows, row_scales = self._fresh(f"{y}_codes"), self._fresh(f"{y}_scales")
+        rows, floats, scales = (self._fresh(f"{y}_{part}") for part in ("codes", "float", "scales"))
+        per_row = grid.steps if grid.scales is None else grid.scales[:, None]
         self._add("Gather", [codes, indices], [rows], axis=0)
-        if grid.scales is None and grid.steps.shape[1] > 1:
-            scales = self._once(name, "scales", grid.steps)
-            self._add("Gather", [scales, indices], [row_scales], axis=0)
-            self._add("DequantizeLinear", [rows, row_scales], [y], axis=-1, block_size=grid.block)
-            return
-        whole = grid.steps if grid.scales is None else grid.scales[:, None]
-        self._add("Gather", [self._once(name, "scales", whole), indices], [row_scales], axis=0)
-        floats = self._fresh(f"{y}_float")
+        self._add("Gather", [self._once(name, "scales", per_row), indices], [scales], axis=0)
+        if per_row.shape[1] > 1:
+            spread = self._fresh(f"{y}_spread")
+            index = self._block_of_element(weight.shape[1], grid.block)
+            self._add("Gather", [scales, index], [spread], axis=-1)
+            scales = spread
         self._add("Cast", [rows], [floats], to=TensorProto.FLOAT)
-        self._add("Mul", [floats, row_scales], [y])
+        self._add("Mul", [floats, scales], [y])
 
     def finish(self) -> None:
         """Put the nodes into the graph; weights that nothing reads any more go."""
@@ -135,9 +137,7 @@ class Rewriter:
         else:
             result = self._from_nibbles(name, codes)
         if grid.multipliers is not None:
-            length = codes.shape[grid.axis]
-            of_element = np.arange(length, dtype=np.int32) // grid.block
-            index = self._once("", f"block_of_{length}_by_{grid.block}", of_element)
+            index = self._block_of_element(codes.shape[grid.axis], grid.block)
             stored = self._once(name, "multipliers", grid.multipliers)
             spread = self._chain(name, "spread", "Gather", [stored, index], axis=grid.axis)
             wide = self._chain(name, "multipliers_int32", "Cast", [spread], to=TensorProto.INT32)
@@ -159,6 +159,9 @@ class Rewriter:
         offset = self._once("", "offset", np.array(OFFSET, dtype=np.int32))
         signed = self._chain(name, "signed", "Sub", [wide, offset])
         return self._chain(name, "shaped", "Reshape", [signed, self._sizes(codes.shape)])
+
+    def _block_of_element(self, length: int, block: int) -> str:
+        return self._once("", f"block_of_{length}_by_{block}", np.arange(length, dtype=np.int32) // block)
 
     def _sizes(self, values: Iterable[int]) -> str:
         sizes = np.array(list(values), dtype=np.int64)

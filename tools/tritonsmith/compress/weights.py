@@ -31,7 +31,7 @@ from tritonsmith.compress.blocks import INT4, INT8, Grid, fit_grid, fit_progress
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.compensate import compensated, second_moments
 from tritonsmith.compress.names import kept_nodes
-from tritonsmith.compress.opset import raise_opset
+from tritonsmith.compress.opset import BLOCKED_OPSET, PER_CHANNEL_OPSET
 from tritonsmith.compress.prepare import prepare_graph, tidy
 from tritonsmith.compress.smooth import smooth_model
 from tritonsmith.compress.tables import share_weights
@@ -43,7 +43,6 @@ from tritonsmith.files import staging_folder
 from tritonsmith.ingest.targets import check_target, find_server
 from tritonsmith.samples import Samples
 
-BLOCKED_OPSET = 21  # DequantizeLinear got block_size and INT4 there
 INT4_CAST = (1, 23)  # the first ONNX Runtime whose Cast reads INT4 (probed: 1.19.2 no, 1.23.2 yes)
 BLOCKS = (16, 32, 64, 128, 256)  # what MatMulNBits takes
 REDUCED_LIMIT = 63  # of INT8 weights where sums of two products of 8 bits would saturate
@@ -70,11 +69,11 @@ def apply_weights(
     _check_options(spec, material)
     work = step.begin("quantize-weights", _options(spec, material))
     with staging_folder(out) as folder:
-        prepared, kept = _prepare(spec, artifact, material, folder, say)
-        model = onnx_model.load_model(prepared)
         int4_type = _reads_int4_cast(material.convert.server)
-        if spec.arithmetic == "float" or int4_type:
-            model = raise_opset(model, BLOCKED_OPSET, artifact.path.name)
+        blocked = spec.arithmetic == "float" or int4_type
+        opset = BLOCKED_OPSET if blocked else PER_CHANNEL_OPSET
+        prepared, kept = _prepare(spec, artifact, material, folder, opset, say)
+        model = onnx_model.load_model(prepared)
         products_from_gemms(model.graph)
         targets, left = find_targets(model.graph, keep=kept, embeddings=spec.embeddings)
         _refuse_nothing(targets, left, artifact)
@@ -171,10 +170,15 @@ def _check_options(spec: steps.QuantizeWeights, material: Material) -> None:
 
 
 def _prepare(
-    spec: steps.QuantizeWeights, artifact: Artifact, material: Material, folder: Path, say: Say
+    spec: steps.QuantizeWeights,
+    artifact: Artifact,
+    material: Material,
+    folder: Path,
+    opset: int,
+    say: Say,
 ) -> tuple[Path, frozenset[str]]:
     """The graph to work on, smoothed where asked, and the names in it of the nodes to keep."""
-    prepared = prepare_graph(artifact.path, folder)
+    prepared = prepare_graph(artifact.path, folder, opset=opset)
     kept = frozenset(kept_nodes(spec.keep, artifact.path, prepared))
     if spec.smooth is None:
         return prepared, kept

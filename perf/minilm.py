@@ -1,0 +1,96 @@
+"""MiniLM as a sentence embedder: in INT8, and to a tenth. A part of `make bench-compression`.
+
+Sentences come from the text on this machine, split by file (tools/recipes/minilm/corpus.py). The FP32 model
+is the one whose output is the sentence embedding (embedder.py there), so that what is compared and served is
+what is searched with. Neighbours are those among 5,000 held-out sentences.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cases import Case
+
+from tritonsmith.compress.steps import Quantize, QuantizeWeights, ShareRows
+from tritonsmith.console import Say
+from tritonsmith.errors import TritonsmithError
+from tritonsmith.files import staging_folder
+
+RECIPE = Path(__file__).resolve().parents[1] / "tools" / "recipes" / "minilm"
+sys.path.insert(0, str(RECIPE))  # where `embedder` is found
+
+SOURCE = "embedder:make_embedder"
+ROWS = 14_000  # of 30,522: what fits into a tenth beside the other weights
+INT8_TARGETS = {"size_ratio": 3.9, "value": 0.995, "speedup": 1.5}
+TENTH_TARGETS = {"size_ratio": 10.0, "value": 0.95, "speedup": 3.0}
+
+
+def cases(workspace: Path, say: Say) -> Sequence[Case]:
+    """Two cases on one corpus."""
+    corpus = make_corpus(workspace, say)
+    return (
+        Case(
+            model="minilm",
+            variant="int8",
+            source=SOURCE,
+            steps=(Quantize(method="dynamic", smooth=0.7),),
+            calibration=corpus / "calibration.npz",
+            evaluation=corpus / "evaluation_2000.npz",
+            metric="cosine",
+            max_drop=0.005,
+            allow_code=True,
+            targets=INT8_TARGETS,
+        ),
+        Case(
+            model="minilm",
+            variant="tenth",
+            source=SOURCE,
+            steps=(
+                ShareRows(rows=ROWS),
+                QuantizeWeights(
+                    bits=4,
+                    block=32,
+                    arithmetic="int8",
+                    smooth=0.7,
+                    compensate=True,
+                    epochs=1,
+                    learning_rate=6e-5,
+                    batch_size=64,
+                    logits=0.0,
+                    embedding=20.0,
+                    hidden=1.0,
+                ),
+            ),
+            calibration=corpus / "calibration.npz",
+            training=corpus / "training.npz",
+            tuning=corpus / "tuning.npz",
+            evaluation=corpus / "evaluation.npz",
+            metric="recall10",
+            max_drop=0.05,
+            allow_code=True,
+            targets=TENTH_TARGETS,
+        ),
+    )
+
+
+def make_corpus(workspace: Path, say: Say) -> Path:
+    """The folder of the corpus, made once, in a process of its own.
+
+    Raises:
+        TritonsmithError: there is too little text on this machine.
+    """
+    folder = workspace / "corpus"
+    if not (folder / "corpus.json").is_file():
+        say("collecting sentences from the text on this machine")
+        with staging_folder(folder) as staging:
+            command = [sys.executable, str(RECIPE / "corpus.py"), str(staging / "corpus")]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise TritonsmithError("the corpus could not be made", found=done.stderr[-2000:].strip())
+            (staging / "corpus").replace(folder)
+        for line in done.stdout.splitlines():
+            say(line)
+    return folder
