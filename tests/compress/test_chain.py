@@ -178,3 +178,12 @@ def test_a_ledger_of_one_file(material: Material) -> None:
     ledger = measure_ledger((material.teacher,), material.calibration)
     assert [entry.step for entry in ledger.entries] == ["fp32"]
     assert (ledger.bytes_factor, ledger.speed_factor) == (1.0, 1.0)
+
+
+def test_one_calibration_serves_both_dialects(tmp_path: Path, material: Material) -> None:
+    said: list[str] = []
+    store = tmp_path / "store"
+    (ours,) = run_chain((Quantize(),), material, store=store, say=said.append)
+    (theirs,) = run_chain((Quantize(dialect="tensorrt"),), material, store=store, say=said.append)
+    assert len([line for line in said if line.startswith("calibrating on")]) == 1
+    assert ours.path != theirs.path

@@ -41,6 +41,7 @@ class Material:
     max_drop: float | None = None
     source: str | None = None  # what `convert` made the teacher of
     convert: ConvertOptions = field(default_factory=ConvertOptions)
+    ranges: Path | None = None  # folder in which one calibration serves all dialects and calibrators
 
 
 def run_chain(
@@ -53,6 +54,7 @@ def run_chain(
         SamplesError: data that a step needs are missing or refused.
     """
     check_order(specs, material)
+    material = replace(material, ranges=store / "ranges")
     artifacts: list[Artifact] = []
     for number, spec in enumerate(specs, 1):
         before = artifacts[-1] if artifacts else material.teacher

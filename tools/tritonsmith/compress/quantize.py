@@ -36,7 +36,7 @@ def apply_quantize(
     checkpoint: Path,
     say: Callable[[str], None] = lambda _: None,
 ) -> Artifact:
-    """Quantize as `spec` says; what calibration saw and fine-tuning learned is kept in `checkpoint`.
+    """Quantize as `spec` says; what calibration saw is kept in `material.ranges`, a training in `checkpoint`.
 
     Raises:
         CompressionError: as `quantize_static` and `quantize_dynamic`.
@@ -86,7 +86,7 @@ def apply_quantize(
         out,
         dialect=engine,
         spec=spec,
-        ranges_folder=checkpoint,
+        ranges_folder=material.ranges or checkpoint,
         refine=refine,
         say=say,
     )
