@@ -150,10 +150,11 @@ def _parts(spec: StepSpec, artifact: Artifact, material: Material) -> Json:
     """All that the result of a step depends on, and nothing else."""
     trains = isinstance(spec, steps.Trained) and spec.epochs > 0
     weighs = isinstance(spec, (steps.Prune, steps.PruneTorch)) and spec.importance == "taylor"
+    counts = isinstance(spec, steps.ShareRows)
     mixes = isinstance(spec, steps.Quantize) and spec.mixed
     data = {
         "calibration": material.calibration,
-        "training": material.training if trains or weighs else None,
+        "training": material.training if trains or weighs or counts else None,
         "tuning": material.tuning if trains or mixes else None,
     }
     chooses = trains or mixes

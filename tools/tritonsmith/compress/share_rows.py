@@ -1,4 +1,4 @@
-"""Sharing rows of an embedding table: rows that the calibration data never use stand in for each other.
+"""Sharing rows of an embedding table: ids that calibration and training data hardly use share others' rows.
 
 The table keeps the rows that are used most, then those of the lowest ids (vocabularies list frequent tokens
 first). Every other id is sent to the kept row that points most nearly the same way. A small map from id to
@@ -40,12 +40,9 @@ class Table:
     """An embedding table `[rows, width]`, the nodes that look it up, and the inputs that hold its ids."""
 
     weight: onnx.TensorProto
+    rows: int
     nodes: tuple[str, ...]  # first outputs of the Gathers
     inputs: tuple[str, ...]
-
-    @property
-    def rows(self) -> int:
-        return int(self.weight.dims[0])
 
 
 def apply_share_rows(
@@ -60,16 +57,16 @@ def apply_share_rows(
 
     Raises:
         CompressionError: no float32 table that an integer input indexes, or one that is that small already.
-        SamplesError: no calibration data, or ids in them that the table does not have.
+        SamplesError: neither calibration nor training data, or ids that the table does not have.
     """
-    calibration = material.calibration
-    if calibration is None:
+    samples = [part for part in (material.calibration, material.training) if part is not None]
+    if not samples:
         raise SamplesError(
-            "sharing rows needs calibration data: they say which rows are used",
+            "sharing rows needs calibration or training data: they say which rows are used",
             expected="samples like those that the model will see",
             fix="take them from the training data, apart from the evaluation data",
         )
-    options: dict[str, Json] = {"rows": spec.rows, "calibration_sha256": calibration.sha256}
+    options: dict[str, Json] = {"rows": spec.rows, "samples_sha256": [part.sha256 for part in samples]}
     work = step.begin("share-rows", options)
     model = onnx_model.load_model(artifact.path)
     table = find_table(model.graph, artifact.path.name)
@@ -79,7 +76,7 @@ def apply_share_rows(
             found=f"a table of {table.rows} rows",
             expected=f"1 to {table.rows - 1} rows",
         )
-    uses = count_uses(table, calibration)
+    uses = np.sum([count_uses(table, part) for part in samples], axis=0)
     weight = numpy_helper.to_array(table.weight)
     kept = kept_rows(uses, spec.rows)
     row_of, cosine = share(weight, kept)
@@ -94,7 +91,7 @@ def apply_share_rows(
     }
     say(
         f"{table.weight.name}: {table.rows} rows become {len(kept)}; {measured['coverage']:.2%} of the "
-        f"calibration's tokens keep their own row"
+        f"tokens in the data keep their own row"
     )
     with staging_folder(out) as folder:
         staged = folder / out.name
@@ -135,7 +132,8 @@ def find_table(graph: onnx.GraphProto, name: str) -> Table:
         else:
             inputs = tuple(dict.fromkeys(source for source in sources if source is not None))
             outputs = tuple(node.output[0] for node in nodes)
-            tables.append(Table(weight=tensor, nodes=outputs, inputs=inputs))
+            rows = int(tensor.dims[0])
+            tables.append(Table(weight=tensor, rows=rows, nodes=outputs, inputs=inputs))
     if not tables:
         raise CompressionError(
             f"{name} has no embedding table whose rows could be shared",

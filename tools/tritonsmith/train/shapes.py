@@ -80,6 +80,8 @@ def _build_gather(node: Node) -> Operation:
 
     def gather(x: Tensor, indices: Tensor) -> Tensor:
         dim = axis % x.ndim
+        if x.dtype == torch.uint16:  # PyTorch takes no rows of these
+            return gather(x.int(), indices).to(x.dtype)
         rows = _counted_from_start(indices, x.shape[dim])
         if dim == 0 and x.ndim == 2:
             return functional.embedding(rows, x)
