@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Corpus:
 def collect(roots: Sequence[Path], *, workers: int = 2) -> Corpus:
     """Read every file below `roots` that holds prose, and split what is found."""
     paths = list(dict.fromkeys(path for root in roots for path in files_below(root)))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         found = dict(zip(paths, pool.map(sentences_of_file, paths, chunksize=64), strict=True))
     files = Counter(str(_root_of(path, roots)) for path, sentences in found.items() if sentences)
     taken: set[str] = set()

@@ -124,7 +124,7 @@ class QuantizeWeights(Trained):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareRows:
-    """Let rows of an embedding table that calibration and training data do not use share the nearest kept one."""
+    """Let rows of an embedding table that the data do not use share the nearest row that stays."""
 
     kind: ClassVar[str] = "share-rows"  # compress/share_rows.py
 
