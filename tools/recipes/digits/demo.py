@@ -1,7 +1,7 @@
 """The main job on real input: a Keras .h5 file to a validated, benchmarked Triton service.
 
 Trains a small classifier on scikit-learn's scanned digits, saves it as .h5, and from that file alone builds
-a pruned INT8 model inside an accuracy budget and the ensemble from image file to label, serves them on a real
+a pruned model inside an accuracy budget and the ensemble from image file to label, serves them on a real
 Triton, proves the answers, and measures them. Leaves build/demo/report.html and report.json.
 """
 
