@@ -37,7 +37,7 @@ def cases(workspace: Path, say: Say) -> Sequence[Case]:
         evaluation=build.evaluation,
         metric=build.metric,
         max_drop=build.max_drop,
-        headline_batch=1,
+        headline_batch=32,
         batches=(1, 8, 32),
         targets=TARGETS,
     )
