@@ -35,6 +35,7 @@ from tritonsmith.compress.weights import apply_weights
 from tritonsmith.engines import open_session
 from tritonsmith.errors import CompressionError, SamplesError, UsageError
 from tritonsmith.ingest.source import ConvertOptions
+from tritonsmith.ingest.targets import Server
 from tritonsmith.samples import Samples
 
 Array = NDArray[Any]
@@ -297,6 +298,15 @@ def test_an_opset_that_cannot_be_raised_is_refused() -> None:
     assert "opset 17" in str(caught.value)
 
 
+def test_a_server_that_reads_no_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Server(release="23.12", onnxruntime="1.16.3", opset=19, ir_version=9)
+    monkeypatch.setattr("tritonsmith.ingest.targets.SERVERS", {"23.12": old})
+    with pytest.raises(CompressionError, match=r"Triton 23\.12 .* reads no weights in blocks"):
+        quantized(tmp_path, QuantizeWeights(), server="23.12")
+    artifact = quantized(tmp_path, QuantizeWeights(arithmetic="int8"), server="23.12")
+    assert onnx_model.opset_of(onnx.load(str(artifact.path))) == 17
+
+
 def correlated_samples(count: int) -> Samples:
     """Inputs of few directions, as real activations are: rounding errors can make up for each other."""
     random = np.random.default_rng(8)
@@ -350,6 +360,10 @@ def test_training_for_the_blocks_brings_the_answers_back(tmp_path: Path) -> None
     assert errors[1] < errors[0] / 2
     training = artifact.steps[-1].measured["training"]
     assert training["epochs"] == 6  # type: ignore[index, call-overload]
+    before = artifact.path.read_bytes()
+    again = quantized(tmp_path, spec, training=samples_of(ids=ids))  # as after a kill behind the last epoch
+    assert again.steps[-1].measured["training"]["resumed_from"] == 6  # type: ignore[index, call-overload]
+    assert again.path.read_bytes() == before
     weights = stored_weights(artifact.path, spec)
     close = open_session(artifact.path).run({"ids": held_out})["scores"]
     np.testing.assert_allclose(

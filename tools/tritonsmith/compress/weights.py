@@ -70,8 +70,8 @@ def apply_weights(
     work = step.begin("quantize-weights", _options(spec, material))
     with staging_folder(out) as folder:
         int4_type = _reads_int4_cast(material.convert.server)
-        blocked = spec.arithmetic == "float" or int4_type
-        opset = BLOCKED_OPSET if blocked else PER_CHANNEL_OPSET
+        opset = BLOCKED_OPSET if spec.arithmetic == "float" or int4_type else PER_CHANNEL_OPSET
+        _check_server(material.convert.server, opset)
         prepared, kept = _prepare(spec, artifact, material, folder, opset, say)
         model = onnx_model.load_model(prepared)
         products_from_gemms(model.graph)
@@ -253,6 +253,17 @@ def _options(spec: steps.QuantizeWeights, material: Material) -> dict[str, Json]
         "keep": list(spec.keep),
     }
     return options
+
+
+def _check_server(release: str, opset: int) -> None:
+    server = find_server(release)
+    if server.opset < opset:
+        raise CompressionError(
+            f"Triton {release} (ONNX Runtime {server.onnxruntime}) reads no weights in blocks",
+            found=f"opset {server.opset}",
+            expected=f"opset {opset} or newer",
+            fix="name a newer server, or use arithmetic=int8",
+        )
 
 
 def _reads_int4_cast(server: str) -> bool:
