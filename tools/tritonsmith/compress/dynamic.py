@@ -12,6 +12,7 @@ from tritonsmith.compress.arithmetic import Arithmetic, detect_arithmetic
 from tritonsmith.compress.audit import audit_quantized
 from tritonsmith.compress.mixed import Budget, choose_mixed
 from tritonsmith.compress.names import kept_nodes
+from tritonsmith.compress.norms import part_norms
 from tritonsmith.compress.prepare import named_failures, prepare_graph, refuse_weightless, tidy
 from tritonsmith.compress.sensitivity import find_layers
 from tritonsmith.compress.smooth import smooth_model
@@ -119,6 +120,7 @@ def _write(
     model = onnx_model.load_model(quantized)
     tables = quantize_tables(model.graph, spared=spared)
     shared_bytes = share_weights(model.graph)
+    part_norms(model.graph)
     tidy(model, onnx_model.load_model(like, with_weights=False))
     onnx_model.save_model(model, out)
     return {"tables": tables, "shared_bytes": shared_bytes}

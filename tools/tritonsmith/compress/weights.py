@@ -31,6 +31,7 @@ from tritonsmith.compress.blocks import INT4, INT8, Grid, fit_grid, fit_progress
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.compensate import compensated, second_moments
 from tritonsmith.compress.names import kept_nodes
+from tritonsmith.compress.norms import part_norms
 from tritonsmith.compress.opset import BLOCKED_OPSET, PER_CHANNEL_OPSET
 from tritonsmith.compress.prepare import prepare_graph, tidy
 from tritonsmith.compress.smooth import smooth_model
@@ -149,6 +150,8 @@ def rewrite(
             rewriter.lookup_of_table(node, weight, grid)
     rewriter.finish()
     share_weights(graph)
+    if engine == "onnxruntime":
+        part_norms(graph)
 
 
 def _check_options(spec: steps.QuantizeWeights, material: Material) -> None:
