@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from digits_models import conv_model, split_digits
-from tritonsmith.compress.static import QUANTIZED_OPS
+from tritonsmith.compress.int8.static import QUANTIZED_OPS
 
 FRAGILE = "conv_2"
 OUTLIER = 100.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tritonsmith import recipe
-from tritonsmith.compress.goal import SearchGoal
+from tritonsmith.compress.search.goal import SearchGoal
 from tritonsmith.compress.steps import Prune, Quantize
 from tritonsmith.errors import RecipeError
 from tritonsmith.ingest.source import ConvertOptions

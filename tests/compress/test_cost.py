@@ -15,7 +15,7 @@ from keras_models import randomised
 from onnx_models import model_from_text, write_model
 from prunable_models import MODELS
 from tritonsmith.compress.cost import Cost, cost_of, costs_of
-from tritonsmith.compress.quantize import quantize_dynamic, quantize_static
+from tritonsmith.compress.int8.quantize import quantize_dynamic, quantize_static
 from tritonsmith.errors import CompressionError
 from tritonsmith.ingest import convert
 from tritonsmith.samples import load_samples

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tritonsmith.artifact import Artifact, Json, Manifest
-from tritonsmith.compress.arithmetic import detect_arithmetic
+from tritonsmith.compress.int8.arithmetic import detect_arithmetic
 from tritonsmith.errors import GateRefused, MissingExtraError, RecipeError, RepositoryError, UsageError
 from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tritonsmith.candidates import Candidate, Goal
     from tritonsmith.chain_build import Chain
     from tritonsmith.compress.ledger import Ledger
-    from tritonsmith.compress.outcome import SearchResult
+    from tritonsmith.compress.search.outcome import SearchResult
     from tritonsmith.metrics import Metric
     from tritonsmith.samples import Samples
 

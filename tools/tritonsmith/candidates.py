@@ -189,7 +189,7 @@ def _reason_of(error: CompressionError | EngineError) -> str:
 
 
 def _int8_method(fp32: Artifact, goal: Goal) -> str:
-    from tritonsmith.compress.quantize import default_int8_method
+    from tritonsmith.compress.int8.quantize import default_int8_method
 
     method = default_int8_method(fp32, goal.engine)
     if method == "static" and goal.calibration is None and goal.precision == "int8":
@@ -204,7 +204,7 @@ def _int8_method(fp32: Artifact, goal: Goal) -> str:
 def _made(candidate: Candidate, fp32: Artifact, goal: Goal, folder: Path, say: Say) -> Candidate:
     from tritonsmith.compress.calibration import check_calibration
     from tritonsmith.compress.float16 import cast_float16
-    from tritonsmith.compress.quantize import quantize_dynamic, quantize_static
+    from tritonsmith.compress.int8.quantize import quantize_dynamic, quantize_static
 
     out = folder / "model.onnx"
     if candidate.name == "fp16":

@@ -18,8 +18,8 @@ from tritonsmith.metrics import Metric
 from tritonsmith.samples import Samples, load_samples
 
 if TYPE_CHECKING:
-    from tritonsmith.compress.goal import Progress, SearchGoal
-    from tritonsmith.compress.outcome import SearchResult
+    from tritonsmith.compress.search.goal import Progress, SearchGoal
+    from tritonsmith.compress.search.outcome import SearchResult
 
 Say = Callable[[str], None]
 Show = Callable[["Progress"], None]
@@ -95,7 +95,7 @@ def choose_steps(
     """
     if goal is None:
         return tuple(steps), material, None
-    from tritonsmith.compress.search import search
+    from tritonsmith.compress.search.search import search
 
     if evaluation is None:
         raise UsageError("a search needs evaluation data", fix="give --evaluation X.npz and --metric")

@@ -10,7 +10,7 @@ from tritonsmith.cli_options import add_conversion, add_json, add_source, conver
 from tritonsmith.errors import UsageError
 
 if TYPE_CHECKING:
-    from tritonsmith.compress.goal import SearchGoal
+    from tritonsmith.compress.search.goal import SearchGoal
     from tritonsmith.compress.steps import StepSpec
     from tritonsmith.compression import CompressRequest
 
@@ -85,7 +85,7 @@ def search_from(options: argparse.Namespace) -> SearchGoal | None:
     Raises:
         UsageError: bounds without a budget, or options of a search without one.
     """
-    from tritonsmith.compress.goal import SearchGoal, check_goal
+    from tritonsmith.compress.search.goal import SearchGoal, check_goal
     from tritonsmith.compress.step_text import bytes_from
 
     given = [f"--{name.replace('_', '-')}" for name in SEARCH if getattr(options, name) is not None]

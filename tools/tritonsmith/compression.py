@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
-from tritonsmith.compress.goal import SearchGoal
+from tritonsmith.compress.search.goal import SearchGoal
 from tritonsmith.compress.steps import StepSpec
 from tritonsmith.errors import UsageError
 from tritonsmith.files import existing_parent, refuse_overwrite, staging_folder, write_text_atomically
@@ -25,8 +25,8 @@ from tritonsmith.samples import Samples, check_npz
 if TYPE_CHECKING:
     from tritonsmith.candidates import Goal
     from tritonsmith.chain_build import Chain
-    from tritonsmith.compress.goal import Progress
-    from tritonsmith.compress.outcome import SearchResult
+    from tritonsmith.compress.search.goal import Progress
+    from tritonsmith.compress.search.outcome import SearchResult
 
 Say = Callable[[str], None]
 Show = Callable[["Progress"], None]

@@ -16,7 +16,7 @@ from rich.text import Text
 from tritonsmith.console import Say, human_bytes, progress
 
 if TYPE_CHECKING:
-    from tritonsmith.compress.goal import Progress
+    from tritonsmith.compress.search.goal import Progress
 
 Show = Callable[["Progress"], None]
 

@@ -86,7 +86,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonsmith.artifact import Json
-from tritonsmith.compress.goal import SearchGoal, check_goal
+from tritonsmith.compress.search.goal import SearchGoal, check_goal
 from tritonsmith.compress.step_text import bytes_from, spec_from_table
 from tritonsmith.compress.steps import Distill, StepSpec
 from tritonsmith.errors import RecipeError, RepositoryError, UsageError

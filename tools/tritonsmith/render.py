@@ -13,7 +13,7 @@ from tritonsmith.console import human_bytes, human_count, print_line, print_tabl
 if TYPE_CHECKING:
     from tritonsmith.bench.measure import BenchResult
     from tritonsmith.build import BuildReport
-    from tritonsmith.compress.outcome import SearchResult
+    from tritonsmith.compress.search.outcome import SearchResult
     from tritonsmith.compression import CompressReport
     from tritonsmith.server import Server
     from tritonsmith.server.doctor import Finding
@@ -188,7 +188,7 @@ def print_compression(report: CompressReport) -> None:
 
 def print_search(result: SearchResult) -> None:
     """The candidates with the Pareto front marked, what was skipped, and where none passes what to do."""
-    from tritonsmith.compress.outcome import ROW_COLUMNS, trial_rows
+    from tritonsmith.compress.search.outcome import ROW_COLUMNS, trial_rows
 
     print_table(
         ROW_COLUMNS, trial_rows(result.json()), title=f"search for {result.goal.text()} ({result.ended})"

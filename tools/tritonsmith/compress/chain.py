@@ -191,31 +191,31 @@ def apply_step(
         SamplesError: data that it needs are missing or refused.
     """
     if isinstance(spec, steps.Prune):
-        from tritonsmith.compress.prune import apply_prune
+        from tritonsmith.compress.pruning.prune import apply_prune
 
         return apply_prune(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.PruneTorch):
-        from tritonsmith.compress.prune_torch import apply_prune_torch
+        from tritonsmith.compress.pruning.prune_torch import apply_prune_torch
 
         return apply_prune_torch(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.Sparsify):
-        from tritonsmith.compress.sparsify import apply_sparsify
+        from tritonsmith.compress.pruning.sparsify import apply_sparsify
 
         return apply_sparsify(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.Distill):
-        from tritonsmith.compress.distill import apply_distill
+        from tritonsmith.compress.distillation.distill import apply_distill
 
         return apply_distill(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.Quantize):
-        from tritonsmith.compress.quantize import apply_quantize
+        from tritonsmith.compress.int8.quantize import apply_quantize
 
         return apply_quantize(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.QuantizeWeights):
-        from tritonsmith.compress.weights import apply_weights
+        from tritonsmith.compress.weight_only.quantize import apply_weights
 
         return apply_weights(spec, artifact, material, out, checkpoint=checkpoint, say=say)
     if isinstance(spec, steps.ShareRows):
-        from tritonsmith.compress.share_rows import apply_share_rows
+        from tritonsmith.compress.weight_only.share_rows import apply_share_rows
 
         return apply_share_rows(spec, artifact, material, out, say=say)
     from tritonsmith.compress.float16 import apply_cast

@@ -22,8 +22,8 @@ from tritonsmith.compress import step, steps
 from tritonsmith.compress.calibration import chunks
 from tritonsmith.compress.chain import Material
 from tritonsmith.compress.graph import nodes_of
+from tritonsmith.compress.int8.ranges import find_ranges
 from tritonsmith.compress.prepare import prepare_graph, tidy
-from tritonsmith.compress.ranges import find_ranges
 from tritonsmith.engines.onnxruntime import engine_errors, open_onnxruntime, reason_of
 from tritonsmith.errors import CompressionError, EngineError, UsageError
 from tritonsmith.files import staging_folder

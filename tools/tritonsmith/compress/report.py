@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from tritonsmith import drawing, html
-from tritonsmith.compress.outcome import ROW_COLUMNS, drop_text, trial_rows
-from tritonsmith.compress.pareto import plot_front, point_of
-from tritonsmith.compress.sensitivity import ROW_COLUMNS as LAYER_COLUMNS
-from tritonsmith.compress.sensitivity import plot_sensitivity, sensitivity_from_json, sensitivity_rows
+from tritonsmith.compress.int8.sensitivity import ROW_COLUMNS as LAYER_COLUMNS
+from tritonsmith.compress.int8.sensitivity import plot_sensitivity, sensitivity_from_json, sensitivity_rows
+from tritonsmith.compress.search.outcome import ROW_COLUMNS, drop_text, trial_rows
+from tritonsmith.compress.search.pareto import plot_front, point_of
 from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
 from tritonsmith.render import LEDGER_COLUMNS, ledger_rows

@@ -40,7 +40,7 @@ class Trained:
 class Prune(Trained):
     """Remove whole channels, heads and neurons: as many as one of `flops`, `parameters`, `ratio` says."""
 
-    kind: ClassVar[str] = "prune"  # compress/prune.py
+    kind: ClassVar[str] = "prune"  # compress/pruning/prune.py
 
     flops: float | None = None  # share of the FLOPs that may be left
     parameters: float | None = None  # share of the parameters that may be left
@@ -55,7 +55,7 @@ class Prune(Trained):
 class PruneTorch(Trained):
     """The same on the PyTorch module itself, by torch-pruning; only as the first step of a PyTorch source."""
 
-    kind: ClassVar[str] = "prune-torch"  # compress/prune_torch.py
+    kind: ClassVar[str] = "prune-torch"  # compress/pruning/prune_torch.py
 
     flops: float | None = None
     parameters: float | None = None
@@ -70,7 +70,7 @@ class PruneTorch(Trained):
 class Sparsify(Trained):
     """Set weights to zero: a share of them, or two of every four; shapes stay."""
 
-    kind: ClassVar[str] = "sparsify"  # compress/sparsify.py
+    kind: ClassVar[str] = "sparsify"  # compress/pruning/sparsify.py
 
     sparsity: float = 0.5
     pattern: str = "unstructured"  # or "2:4"
@@ -82,7 +82,7 @@ class Sparsify(Trained):
 class Distill(Trained):
     """Train a student to answer as the teacher does; by default the student is the artifact itself."""
 
-    kind: ClassVar[str] = "distill"  # compress/distill.py
+    kind: ClassVar[str] = "distill"  # compress/distillation/distill.py
 
     student: str | None = None  # any source that `convert` reads, trained or not
     width: float | None = None  # derive the student: this share of the channels of every group
@@ -93,7 +93,7 @@ class Distill(Trained):
 class Quantize(Trained):
     """INT8 weights and activations; with `epochs`, after quantization-aware fine-tuning."""
 
-    kind: ClassVar[str] = "quantize"  # compress/quantize.py
+    kind: ClassVar[str] = "quantize"  # compress/int8/quantize.py
 
     method: str = "auto"  # "static", "dynamic"
     calibrator: str = "minmax"  # "entropy", "percentile", "mse"
@@ -109,7 +109,7 @@ class Quantize(Trained):
 class QuantizeWeights(Trained):
     """INT4 or INT8 weights in blocks; activations stay as they are, or are quantized as they come."""
 
-    kind: ClassVar[str] = "quantize-weights"  # compress/weights.py
+    kind: ClassVar[str] = "quantize-weights"  # compress/weight_only/quantize.py
 
     bits: int = 4
     block: int = 32
@@ -126,7 +126,7 @@ class QuantizeWeights(Trained):
 class ShareRows:
     """Let rows of an embedding table that the data do not use share the nearest row that stays."""
 
-    kind: ClassVar[str] = "share-rows"  # compress/share_rows.py
+    kind: ClassVar[str] = "share-rows"  # compress/weight_only/share_rows.py
 
     rows: int  # how many stay
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tritonsmith import __version__, onnx_model
 from tritonsmith.artifact import Artifact, Json, tool_versions
-from tritonsmith.compress.arithmetic import detect_arithmetic
+from tritonsmith.compress.int8.arithmetic import detect_arithmetic
 from tritonsmith.errors import RepositoryError, SourceError
 from tritonsmith.files import existing_parent, write_text_atomically
 from tritonsmith.manifest import artifact_from_json, json_from_artifact

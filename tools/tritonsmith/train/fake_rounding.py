@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tritonsmith.compress.blocks import Grid
+from tritonsmith.compress.weight_only.blocks import Grid
 
 HIGHEST_UINT8 = 255.0
 

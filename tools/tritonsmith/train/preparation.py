@@ -13,7 +13,7 @@ from torch import nn
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.depth import find_states
+from tritonsmith.compress.distillation.depth import find_states
 from tritonsmith.compress.steps import Trained
 from tritonsmith.errors import CompressionError
 from tritonsmith.samples import Samples

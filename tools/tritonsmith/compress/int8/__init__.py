@@ -1,0 +1,1 @@
+"""INT8 weights and activations: calibration, dialects, what helps accuracy, and what really runs in INT8."""
