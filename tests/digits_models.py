@@ -50,8 +50,15 @@ def split_digits() -> Digits:
     )
 
 
-@cache
 def mlp_model() -> onnx.ModelProto:
+    """A copy of its own for each caller, who may change it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(_fitted_mlp())
+    return model
+
+
+@cache
+def _fitted_mlp() -> onnx.ModelProto:
     """image [batch, 64] -> Gemm, Relu, Gemm, Softmax -> probabilities [batch, 10]."""
     digits = split_digits()
     fitted = MLPClassifier((64,), max_iter=60, tol=0.0, n_iter_no_change=1000, random_state=0)
