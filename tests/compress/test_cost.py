@@ -14,11 +14,12 @@ from digits_models import write_artifact
 from keras_models import randomised
 from onnx_models import model_from_text, write_model
 from prunable_models import MODELS
-from tritonsmith.compress.cost import Cost, cost_of, costs_of
+from tritonsmith.artifact import Artifact, TensorSpec
+from tritonsmith.compress.cost import Cost, cost_of, costs_of, lengths_in
 from tritonsmith.compress.int8.quantize import quantize_dynamic, quantize_static
 from tritonsmith.errors import CompressionError
 from tritonsmith.ingest import convert
-from tritonsmith.samples import load_samples
+from tritonsmith.samples import Samples, load_samples
 
 
 def save(tmp_path: Path, model: onnx.ModelProto) -> Path:
@@ -154,3 +155,14 @@ def test_a_shape_that_cannot_be_told_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CompressionError, match="cannot be inferred at MatMul 'y'"):
         cost_of(save(tmp_path, model))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_free_axes_are_as_long_as_in_the_samples(batched: bool) -> None:
+    spec = TensorSpec(name="x", dtype="float32", shape=("batch", "length", 4) if batched else ("length", 4))
+    artifact = Artifact(
+        path=Path("m.onnx"), format="onnx", inputs=(spec,), outputs=(), batched=batched, precision="fp32", steps=()
+    )  # fmt: skip
+    samples = Samples(path=Path("x.npz"), sha256="", arrays={"x": np.zeros((3, 7, 4), "f4")}, target=None)
+    assert lengths_in(samples, artifact) == {"length": 7}
+    assert lengths_in(None, artifact) == {}

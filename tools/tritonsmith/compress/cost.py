@@ -20,6 +20,7 @@ from pathlib import Path
 
 import onnx
 
+from tritonsmith.artifact import BATCH_AXIS, Artifact
 from tritonsmith.compress.graph import nodes_of
 from tritonsmith.compress.shapes import DEFAULT_LENGTH, Shape, Shapes, infer_shapes, load_for_shapes
 
@@ -87,6 +88,19 @@ def cost_of(
         CompressionError: a shape that FLOPs depend on cannot be inferred.
     """
     return total(costs_of(path, lengths=lengths, default_length=default_length))
+
+
+def lengths_in(samples: Samples | None, artifact: Artifact) -> dict[str, int]:
+    """The lengths that the free axes of an artifact's inputs have in the samples, the batch axis left out."""
+    if samples is None:
+        return {}
+    first = 0 if artifact.batched else 1  # samples are always counted on the first axis
+    return {
+        axis: samples.arrays[spec.name].shape[first + place]
+        for spec in artifact.inputs
+        for place, axis in enumerate(spec.shape)
+        if isinstance(axis, str) and axis != BATCH_AXIS
+    }
 
 
 def costs_of(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
-from tritonsmith.compress.cost import cost_of
+from tritonsmith.compress.cost import cost_of, lengths_in
 from tritonsmith.engines import open_session
 from tritonsmith.measure import THREADS, compare_speeds
 from tritonsmith.samples import Samples
@@ -26,7 +26,7 @@ class Entry:
     step: str  # "fp32" for the first
     size_bytes: int
     parameters: int
-    flops: int  # of one sample
+    flops: int  # of one sample, free axes as long as in the samples
     latency_ms: float  # of one run at the ledger's batch size, one thread; the median of the rounds
     bytes_factor: float
     parameters_factor: float
@@ -96,7 +96,8 @@ def measure_ledger(
     ratios = compare_speeds(sessions[0], sessions[1:] or sessions, inputs, batch_size=size)
     latencies = [ratios[0].baseline_ms, *(ratio.candidate_ms for ratio in ratios)][: len(artifacts)]
     speeds = [1.0, *(ratio.ratio for ratio in ratios)][: len(artifacts)]
-    costs = [cost_of(artifact.path) for artifact in artifacts]
+    lengths = lengths_in(samples, first)
+    costs = [cost_of(artifact.path, lengths=lengths) for artifact in artifacts]
     sizes = [onnx_model.model_bytes(artifact.path) for artifact in artifacts]
     entries = []
     for index, artifact in enumerate(artifacts):

@@ -14,7 +14,7 @@ from tritonsmith import onnx_model
 from tritonsmith.artifact import BATCH_AXIS, Artifact, Json
 from tritonsmith.compress import step
 from tritonsmith.compress.chain import Material
-from tritonsmith.compress.cost import Cost, cost_of
+from tritonsmith.compress.cost import Cost, cost_of, lengths_in
 from tritonsmith.compress.pruning.axes import node_name
 from tritonsmith.compress.pruning.choice import (
     Budget,
@@ -68,13 +68,14 @@ def apply_prune(
     """
     _check_spec(spec)
     work = step.begin("prune", asdict(spec))
-    before = cost_of(artifact.path)
+    lengths = lengths_in(material.calibration or material.training, artifact)
+    before = cost_of(artifact.path, lengths=lengths)
     with staging_folder(out) as folder:
         pruned = _prune(spec, artifact, material, before, checkpoint, say)
         staged = folder / out.name
         onnx_model.save_model(pruned.model, staged)
         _try_model(staged, artifact, pruned.model)
-        after = cost_of(staged)
+        after = cost_of(staged, lengths=lengths)
         say(
             f"pruned: {after.flops / max(1, before.flops):.1%} of the FLOPs and "
             f"{after.parameters / max(1, before.parameters):.1%} of the parameters are left"

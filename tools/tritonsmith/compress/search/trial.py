@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json, sha256_of
-from tritonsmith.compress.cost import cost_of
+from tritonsmith.compress.cost import cost_of, lengths_in
 from tritonsmith.compress.search.pareto import Point, point_of
 from tritonsmith.compress.step_text import json_from_spec, text_from_spec
 from tritonsmith.compress.steps import StepSpec
@@ -114,7 +114,7 @@ class Yardstick:
         Raises:
             EngineError: the engine refuses it.
         """
-        cost = cost_of(artifact.path)
+        cost = cost_of(artifact.path, lengths=lengths_in(self.samples, artifact))
         return Trial(
             specs=specs,
             artifact=artifact,
