@@ -161,8 +161,14 @@ def test_a_shape_that_cannot_be_told_is_named(tmp_path: Path) -> None:
 def test_free_axes_are_as_long_as_in_the_samples(batched: bool) -> None:
     spec = TensorSpec(name="x", dtype="float32", shape=("batch", "length", 4) if batched else ("length", 4))
     artifact = Artifact(
-        path=Path("m.onnx"), format="onnx", inputs=(spec,), outputs=(), batched=batched, precision="fp32", steps=()
-    )  # fmt: skip
+        path=Path("m.onnx"),
+        format="onnx",
+        inputs=(spec,),
+        outputs=(),
+        batched=batched,
+        precision="fp32",
+        steps=(),
+    )
     samples = Samples(path=Path("x.npz"), sha256="", arrays={"x": np.zeros((3, 7, 4), "f4")}, target=None)
     assert lengths_in(samples, artifact) == {"length": 7}
     assert lengths_in(None, artifact) == {}
