@@ -23,6 +23,7 @@ import onnx
 from tritonsmith.artifact import BATCH_AXIS, Artifact
 from tritonsmith.compress.graph import nodes_of
 from tritonsmith.compress.shapes import DEFAULT_LENGTH, Shape, Shapes, infer_shapes, load_for_shapes
+from tritonsmith.samples import Samples
 
 INTEGERS = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 NOT_NUMBERS = (onnx.TensorProto.STRING, onnx.TensorProto.BOOL)
