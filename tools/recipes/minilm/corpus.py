@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from prepare import package_folder
 
 LENGTH = 64  # tokens
-WANTED = {"evaluation": 5000, "tuning": 1000, "training": 150_000}
+WANTED = {"evaluation": 5000, "tuning": 1000, "training": 48_000}
 SHARES = {"evaluation": 12, "tuning": 4, "training": 84}  # per cent of the files
 PER_FILE = {"evaluation": 30, "tuning": 30, "training": 400}  # one long file must not be the whole corpus
 PARTS = {"training": ("calibration", 1000), "evaluation": ("evaluation_2000", 2000)}

@@ -20,7 +20,7 @@ from tritonsmith.engines import open_session
 from tritonsmith.errors import CompressionError, RepositoryError
 from tritonsmith.samples import Samples
 from tritonsmith.train.checkpoint import hash_request
-from tritonsmith.train.data import Batch, Padding, read_in_order
+from tritonsmith.train.data import Batch, Padding, read_all
 from tritonsmith.train.losses import pool
 
 BATCH = 32
@@ -107,7 +107,7 @@ def _ask(
     files: dict[str, Array] = {}
     padded = set()
     longest = 0 if padding is None else int(padding.lengths.max())
-    for batch in read_in_order(data, BATCH, padding):
+    for batch in read_all(data, BATCH, padding):
         found = session.run({name: tensor.numpy() for name, tensor in batch.inputs.items()})
         for name, array in _wanted(found, questions, batch).items():
             # Of a hidden state no axis has a name; three of them are rows, tokens and features.

@@ -122,7 +122,8 @@ def read_batch(data: Samples, rows: Array, padding: Padding | None) -> Batch:
     return Batch(rows=rows, inputs=inputs, length=length, mask=None if length is None else inputs[MASK])
 
 
-def read_in_order(data: Samples, size: int, padding: Padding | None) -> Iterator[Batch]:
+def read_all(data: Samples, size: int, padding: Padding | None) -> Iterator[Batch]:
+    """All rows, those of a length together where there is padding: `Batch.rows` says which."""
+    order = np.arange(data.count) if padding is None else np.argsort(padding.lengths, kind="stable")
     for start in range(0, data.count, size):
-        rows = np.arange(start, min(start + size, data.count))
-        yield read_batch(data, rows, padding)
+        yield read_batch(data, order[start : start + size], padding)

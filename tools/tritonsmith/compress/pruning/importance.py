@@ -69,7 +69,7 @@ def score_by_taylor(
     from torch import nn
 
     from tritonsmith.train.answers import Answers
-    from tritonsmith.train.data import check_data, find_padding, read_in_order
+    from tritonsmith.train.data import check_data, find_padding, read_all
     from tritonsmith.train.module import OnnxModule
 
     check_data(data, artifact)
@@ -80,7 +80,7 @@ def score_by_taylor(
     lessons: Lessons | None = None
     nothing = Answers(arrays={}, padded=frozenset())
     count = 0
-    for batch in read_in_order(some, TAYLOR_BATCH, find_padding(some, artifact)):
+    for batch in read_all(some, TAYLOR_BATCH, find_padding(some, artifact)):
         module.zero_grad(set_to_none=True)
         outputs = module(batch.inputs)
         if some.target is None:

@@ -46,7 +46,7 @@ def gradients(loaded: TorchModule, material: Material, *, seed: int) -> Iterator
         CompressionError: the data cannot be fed in batches.
     """
     from tritonsmith.train.answers import Answers
-    from tritonsmith.train.data import check_data, find_padding, read_in_order
+    from tritonsmith.train.data import check_data, find_padding, read_all
     from tritonsmith.train.lessons import plan_lessons
 
     data = material.training or material.calibration
@@ -63,7 +63,7 @@ def gradients(loaded: TorchModule, material: Material, *, seed: int) -> Iterator
     module.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     lessons = None
-    for batch in read_in_order(some, BATCH, find_padding(some, material.teacher)):
+    for batch in read_all(some, BATCH, find_padding(some, material.teacher)):
         module.zero_grad(set_to_none=True)
         outputs = module(batch.inputs)
         if some.target is None:
