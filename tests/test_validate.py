@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from onnx_models import identity_model, linear_model, linear_weights, model_from_text, write_model
-from tritonsmith.artifact import Manifest
+from tritonsmith.artifact import Manifest, Step
 from tritonsmith.build import build
 from tritonsmith.client import Client
 from tritonsmith.errors import RepositoryError, SamplesError, UsageError, ValidationError
@@ -119,6 +119,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_entry(repository, "shifted", "max_batch_size: 4\n" + LINEAR, shifted_model(0.01))
     reduced = write_entry(repository, "reduced", "max_batch_size: 4\n" + LINEAR, shifted_model(0.01))
     reduced.joinpath("manifest.json").write_text(text_from_manifest(manifest("reduced", "int8", 0.0)))
+    pruned = write_entry(repository, "pruned", "max_batch_size: 4\n" + LINEAR, shifted_model(0.01))
+    lineage = replace(manifest("pruned", "fp32", 0.0), steps=(STEP, replace(STEP, name="prune")))
+    pruned.joinpath("manifest.json").write_text(text_from_manifest(lineage))
     write_entry(
         repository,
         "unbatched",
@@ -146,6 +149,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write_entry(repository, "unsteady", ensemble("counter", "y", "TYPE_FP32", 3))
     with serve(repository, ServerOptions(http_port=0, grpc_port=0, metrics_port=0)) as server:
         yield Served(repository=repository, http=server.http_url, grpc=server.grpc_url)
+
+
+STEP = Step(
+    name="convert",
+    options={},
+    input_sha256="",
+    output_sha256="",
+    tools={},
+    duration_s=0.0,
+    bytes_before=1,
+    bytes_after=1,
+)
 
 
 def manifest(name: str, precision: str, max_drop: float) -> Manifest:
@@ -276,6 +291,19 @@ def test_reduced_precision_is_judged_by_its_gate(
     )
     assert report.metric is not None
     assert report.metric.candidate == 0.0
+
+
+def test_a_compressed_fp32_model_is_judged_by_its_gate_and_equal_to_its_file(
+    served: Served, tmp_path: Path, features: Any, scores: Any
+) -> None:
+    source = str(write_model(tmp_path / "source.onnx", linear_model()))
+    samples = write_samples(tmp_path, features=features, target=scores.argmax(axis=1))
+    report = check(served, "pruned", samples, against=source)
+    assert report.passed
+    for item in report.checks:
+        assert item.tolerance == (None if item.against == "source" else 1e-4)
+    assert report.metric is not None
+    assert report.metric.max_drop == 0.0
 
 
 def test_reduced_precision_without_a_budget_is_noted(served: Served, samples: Path, tmp_path: Path) -> None:

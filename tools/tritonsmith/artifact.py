@@ -13,6 +13,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 
 MANIFEST_SCHEMA = 2
 BATCH_AXIS = "batch"
+FAITHFUL_STEPS = ("convert", "simplify", "save-openvino")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,11 @@ class Manifest:
     model_files: Mapping[str, str] = field(default_factory=dict)
     ledger: Mapping[str, Json] | None = None  # of a chain of compression steps
     search: Mapping[str, Json] | None = None  # that found the chain
+
+    @property
+    def compressed(self) -> bool:
+        """Whether a step changed what the model computes: it is not equal to its source, only judged."""
+        return any(step.name not in FAITHFUL_STEPS for step in self.steps)
 
 
 def sha256_of(path: Path) -> str:

@@ -27,7 +27,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 
 # Of an output's scale: reduced precision rounds differently on other processors, kernels and batches.
-REDUCED_TOLERANCES = {"fp16": 5e-3, "int8": 5e-2}
+REDUCED_TOLERANCES = {"fp16": 5e-3, "bf16": 5e-3, "int8": 5e-2, "int4": 5e-2}
 DEFAULT_FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
 WIRE_NAMES = {data_type.wire: data_type.name for data_type in dtypes.DATA_TYPES}
 
@@ -133,7 +133,7 @@ def _source_reference(
         outputs = exported.reference(_reshaped_inputs(signature, arrays, exported.inputs))
         return _reshaped_outputs(signature, {name: np.asarray(array) for name, array in outputs.items()})
 
-    reduced = manifest is not None and manifest.precision in REDUCED_TOLERANCES
+    reduced = manifest is not None and (manifest.precision in REDUCED_TOLERANCES or manifest.compressed)
     tolerances = dict.fromkeys(_exact(signature), None) if reduced else _exact(signature)
     return Reference(name="source", run=run, tolerances=tolerances)
 
