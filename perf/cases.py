@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonsmith.compress.steps import StepSpec
+from tritonsmith.console import Say
+from tritonsmith.errors import TritonsmithError
+from tritonsmith.files import staging_folder
 from tritonsmith.ingest.source import ConvertOptions
 
 
@@ -37,3 +42,23 @@ class Case:
 
     def convert_options(self) -> ConvertOptions:
         return ConvertOptions(allow_code=self.allow_code)
+
+
+def make_folder(script: Path, folder: Path, say: Say) -> Path:
+    """The folder that `script FOLDER` fills, made once and whole, in a process of its own.
+
+    Raises:
+        TritonsmithError: the script failed, with what it said.
+    """
+    if folder.exists():
+        return folder
+    say(f"running {script.parent.name}/{script.name}")
+    with staging_folder(folder) as staging:
+        made = staging / folder.name
+        done = subprocess.run([sys.executable, script, made], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise TritonsmithError(f"{script} failed", found=done.stderr[-2000:].strip())
+        made.replace(folder)
+    for line in done.stdout.splitlines():
+        say(line)
+    return folder

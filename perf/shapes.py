@@ -7,17 +7,14 @@ PyTorch module by torch-pruning, fine-tuned; and on the ONNX graph by the slicer
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cases import Case
+from cases import Case, make_folder
 
 from tritonsmith.compress.steps import Prune, PruneTorch
 from tritonsmith.console import Say
-from tritonsmith.errors import TritonsmithError
-from tritonsmith.files import staging_folder
 
 TRAIN = Path(__file__).resolve().parents[1] / "tools" / "recipes" / "shapes" / "train.py"
 SOURCE = "shapes_network:classifier"
@@ -31,25 +28,10 @@ VARIANTS: dict[str, Prune | PruneTorch] = {
 }
 
 
-def make_source(workspace: Path, say: Say) -> Path:
-    """The folder of the trained source and its data, made once."""
-    folder = workspace / "source"
-    if not folder.exists():
-        say("training the shapes classifier")
-        with staging_folder(folder) as staging:
-            command = [sys.executable, str(TRAIN), str(staging / "shapes")]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise TritonsmithError(f"{TRAIN} failed", found=done.stderr[-2000:].strip())
-            (staging / "shapes").replace(folder)
-        say(done.stdout.strip().splitlines()[-1])
-    return folder
-
-
 def cases(workspace: Path, say: Say) -> Sequence[Case]:
     """A case for each variant, all on the same source and data."""
     workspace.mkdir(parents=True, exist_ok=True)
-    folder = make_source(workspace, say)
+    folder = make_folder(TRAIN, workspace / "source", say)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))  # where the source is found by its name
     return tuple(

@@ -130,7 +130,9 @@ def test_data_in_two_roles(data: Path, tmp_path: Path, capsys: pytest.CaptureFix
     command = arguments(data, tmp_path / "small.onnx", "--step", "quantize")
     command += ["--training", str(data / "evaluation.npz")]
     assert main(command) == 1
-    assert "the training data share samples with the evaluation data" in capsys.readouterr().err
+    assert (
+        "the training file evaluation.npz shares samples with the evaluation data" in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 

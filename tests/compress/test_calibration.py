@@ -39,7 +39,7 @@ def test_a_shared_row_is_refused_and_counted(tmp_path: Path, evaluation: Samples
     mixed = np.concatenate([digits.train_images[:30], digits.test_images[5:8]])[:, None]
     with pytest.raises(SamplesError, match="shares samples with the evaluation data") as caught:
         check_calibration(samples(tmp_path / "mixed.npz", mixed), evaluation)
-    assert caught.value.found == "3 of 33 calibration samples, first at row 30"
+    assert caught.value.found == "3 of 33, first at row 30"
 
 
 def test_labels_do_not_hide_a_shared_row(tmp_path: Path) -> None:

@@ -147,7 +147,9 @@ def test_roles_that_share_samples(
     data = {"calibration": None, first: load(first, slice(100, 140)), second: load(second, slice(130, 160))}
     evaluation = data.pop("evaluation", None)
     shared = replace(material, **data)
-    with pytest.raises(SamplesError, match=f"the {first} data share samples with the {second}") as error:
+    with pytest.raises(
+        SamplesError, match=f"the {first} file {first}.npz shares samples with the {second} data"
+    ) as error:
         check_roles(shared, evaluation)
     assert error.value.found == "10 of 40, first at row 30"
 

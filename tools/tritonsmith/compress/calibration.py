@@ -8,7 +8,7 @@ data, which are taken to be what the model is meant for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,12 @@ def check_calibration(
             say(f"{calibration.path}: channels {constant} of input {name!r} are constant in all samples")
     if evaluation is None:
         return
-    _refuse_overlap(calibration, evaluation)
+    refuse_shared(
+        str(calibration.path),
+        row_hashes(calibration),
+        f"the evaluation data {evaluation.path}",
+        row_hashes(evaluation),
+    )
     for name, array in calibration.arrays.items():
         if array.dtype.kind == "f":
             _refuse_unlike(calibration, evaluation, name)
@@ -89,15 +94,16 @@ def chunks(samples: Samples, *, batched: bool) -> Iterator[dict[str, NDArray[Any
         yield {name: array[start:stop] if batched else array[start] for name, array in samples.arrays.items()}
 
 
-def _refuse_overlap(calibration: Samples, evaluation: Samples) -> None:
-    seen = set(row_hashes(evaluation))
-    shared = [index for index, row in enumerate(row_hashes(calibration)) if row in seen]
+def refuse_shared(first: str, ours: Sequence[bytes], second: str, theirs: Sequence[bytes]) -> None:
+    """Raise SamplesError where two sets of samples, given by their `row_hashes`, share some."""
+    seen = set(theirs)
+    shared = [index for index, row in enumerate(ours) if row in seen]
     if shared:
         raise SamplesError(
-            f"{calibration.path} shares samples with the evaluation data {evaluation.path}",
-            found=f"{len(shared)} of {calibration.count} calibration samples, first at row {shared[0]}",
-            expected="calibration and evaluation samples that are kept apart",
-            fix="calibrate on part of the training data, and evaluate on data held out from it",
+            f"{first} shares samples with {second}",
+            found=f"{len(shared)} of {len(ours)}, first at row {shared[0]}",
+            expected="samples that are kept apart: what a model is fitted to, chosen on and judged on",
+            fix="split them anew; repeated samples belong to one side",
         )
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json
 from tritonsmith.compress import steps
-from tritonsmith.compress.calibration import row_hashes
+from tritonsmith.compress.calibration import refuse_shared, row_hashes
 from tritonsmith.compress.step_text import json_from_spec, text_from_spec
 from tritonsmith.compress.steps import StepSpec
 from tritonsmith.compress.store import keep_artifact
-from tritonsmith.errors import CompressionError, SamplesError
+from tritonsmith.errors import CompressionError
 from tritonsmith.ingest import convert, source_sha256
 from tritonsmith.ingest.detect import detect_kind
 from tritonsmith.ingest.source import ConvertOptions
@@ -131,19 +131,13 @@ def check_roles(material: Material, evaluation: Samples | None) -> None:
         "tuning": material.tuning,
         "evaluation": evaluation,
     }
-    hashes = {role: row_hashes(samples) for role, samples in roles.items() if samples is not None}
-    for first, second in itertools.combinations(hashes, 2):
-        if {first, second} == {"calibration", "training"}:
-            continue
-        seen = set(hashes[second])
-        shared = [index for index, row in enumerate(hashes[first]) if row in seen]
-        if shared:
-            raise SamplesError(
-                f"the {first} data share samples with the {second} data",
-                found=f"{len(shared)} of {len(hashes[first])}, first at row {shared[0]}",
-                expected="samples that are kept apart: what a model is fitted to, chosen on and judged on",
-                fix="split them anew; repeated samples belong to one side",
-            )
+    given = {role: samples for role, samples in roles.items() if samples is not None}
+    hashes = {role: row_hashes(samples) for role, samples in given.items()}
+    for first, second in itertools.combinations(given, 2):
+        if {first, second} != {"calibration", "training"}:
+            ours = f"the {first} file {given[first].path.name}"
+            theirs = f"the {second} data {given[second].path.name}"
+            refuse_shared(ours, hashes[first], theirs, hashes[second])
 
 
 def _parts(spec: StepSpec, artifact: Artifact, material: Material) -> Json:
