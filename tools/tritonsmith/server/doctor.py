@@ -35,6 +35,7 @@ _EXTRAS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "keras": ("tensorflow-cpu|tensorflow", "keras", "tf-keras", "tf2onnx"),
         "torch": ("torch", "onnxscript"),
+        "train": ("torch", "torch-pruning", "onnxscript"),
         "huggingface": ("transformers", "tokenizers", "safetensors", "torch"),
         "openvino": ("openvino",),
         "report": ("matplotlib",),
