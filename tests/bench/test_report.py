@@ -111,6 +111,7 @@ def build_json(**changes: Any) -> dict[str, Any]:
         "source": "digits.h5",
         "candidates": [candidate],
         "steps": [step],
+        "ledger": None,
         **changes,
     }
 
@@ -201,6 +202,33 @@ def test_what_is_built_and_proved_is_shown(tmp_path: Path) -> None:
         "3.73x", "passed", "accuracy through the endpoint: 0.98, before: 0.99, on 599 samples",
         "1.25e-06", "0.0001",
     ):  # fmt: skip
+        assert expected in text
+
+
+def test_a_ledger_is_shown_factor_by_factor(tmp_path: Path) -> None:
+    first = {
+        "step": "fp32",
+        "size_bytes": 620_000,
+        "parameters": 151_306,
+        "flops": 2_700_000,
+        "latency_ms": 0.04,
+        "bytes_factor": 1.0,
+        "parameters_factor": 1.0,
+        "flops_factor": 1.0,
+        "speed_factor": 1.0,
+    }
+    last = {**first, "step": "prune", "size_bytes": 31_000, "bytes_factor": 20.0, "speed_factor": 2.5}
+    product = {"bytes_factor": 20.0, "parameters_factor": 1.0, "flops_factor": 1.0, "speed_factor": 2.5}
+    ledger = {
+        "engine": "onnxruntime",
+        "batch_size": 1,
+        "threads": 1,
+        "entries": [first, last],
+        "product": product,
+    }
+    write_report(tmp_path / "r.html", title="digits", summary=[], builds=[build_json(ledger=ledger)])
+    text = read_page(tmp_path / "r.html").text
+    for expected in ("31.0 kB", "20.00x", "151,306", "2.7 M", "2.50x", "product", "20.0x", "2.5x"):
         assert expected in text
 
 
