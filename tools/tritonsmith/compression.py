@@ -105,6 +105,7 @@ def compress(
         folder = Path(temporary)
         fp32 = convert_once(request.source, request.convert, store=store, folder=folder, say=say)
         data = load_roles({role: getattr(request, role) for role in ROLES}, fp32)
+        goal = _goal(request, fp32, data, metric)  # missing labels are found before the long work
         material = material_from(
             fp32,
             data,
@@ -117,10 +118,8 @@ def compress(
         specs, material, found = choose_steps(
             request.steps, request.search, material, data["evaluation"], store=store, say=say, show=show
         )
-        goal = _goal(request, fp32, data, metric)
         chain = make_chain(specs, material, goal, folder, store=store, say=say)
-        last = chain.artifacts[-1]
-        artifact = _write(last, request.out)
+        artifact = _write(chain.artifacts[-1], request.out)
     gate = chain.candidates[-1].gate
     passed = None if gate is None else gate.passed
     if found is not None:
