@@ -1,0 +1,1 @@
+"""What docker/ and a cluster need, rendered from a repository and from what was measured of it."""
