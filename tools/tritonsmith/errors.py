@@ -9,6 +9,7 @@ TritonsmithError            exit code 1
 ├── SamplesError            an .npz of samples that does not fit the model or its purpose
 ├── CompressionError        a model that cannot be quantized or cast as asked
 ├── EngineError             an engine that cannot load or run an artifact
+│   └── PlanError           a TensorRT plan that cannot be built here, or does not fit
 ├── RepositoryError         a model name, version, configuration or repository folder
 │   └── EnsembleError       a step or tensor that does not fit the next
 ├── GateRefused             no candidate passed the accuracy gate; nothing was published
@@ -16,6 +17,7 @@ TritonsmithError            exit code 1
 ├── ServerError             the embedded Triton failed to start, to answer or to stop
 ├── ClientError             a request that was refused before or after it was sent
 ├── ValidationError         nothing could be compared
+├── DeployError             a repository that cannot be measured or rendered for a container or a cluster
 └── BenchError              perf_analyzer failed or measured nothing
 """
 
@@ -90,6 +92,10 @@ class EngineError(TritonsmithError):
     pass
 
 
+class PlanError(EngineError):
+    pass
+
+
 class RepositoryError(TritonsmithError):
     pass
 
@@ -99,6 +105,10 @@ class EnsembleError(RepositoryError):
 
 
 class GateRefused(TritonsmithError):  # noqa: N818 - a refusal is the gate's answer, not a fault
+    pass
+
+
+class DeployError(TritonsmithError):
     pass
 
 
