@@ -133,6 +133,11 @@ class Launch:
         return self._pid
 
     @property
+    def shm_prefix(self) -> str:
+        """What the names of its segments in /dev/shm begin with."""
+        return self._folder.shm_prefix
+
+    @property
     def exit_code(self) -> int | None:
         """None while it runs; negative: the signal that ended it."""
         return self._code if self._exited.is_set() else None

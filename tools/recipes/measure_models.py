@@ -1,0 +1,73 @@
+"""Measure model_repository/ for docker/ and clusters: `measure_models.py [--out FILE]`, after `make models`.
+
+The largest requests are a choice: images of 256 by 256 pixels of noise, which no PNG makes smaller, and
+texts that fill the 256 tokens that MiniLM reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tritonsmith.cli_options import add_json
+from tritonsmith.console import print_error, print_json, progress
+from tritonsmith.deploy.measure import measure_repository
+from tritonsmith.deploy.measurements_file import json_from_measurements, write_measurements
+from tritonsmith.errors import TritonsmithError
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE_SIDE = 256
+TOKENS = 256  # what minilm_tokenize cuts at
+TEXT = "measured " * TOKENS
+
+
+def write_samples(folder: Path) -> dict[str, Path]:
+    """An .npz for each model that cannot be asked without; by model name."""
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(noise).save(png, "PNG")
+    image = np.array(
+        [[png.getvalue()]]
+    )  # S ends at the last byte that is not 0; a PNG ends in its IEND's CRC
+    text = np.array([[TEXT]])
+    files = {}
+    for name, arrays in {"image": {"image": image}, "text": {"text": text}}.items():
+        files[name] = folder / f"{name}.npz"
+        np.savez(files[name], **arrays)
+    return {
+        "digits_decode": files["image"],
+        "digits_image": files["image"],
+        "minilm_text": files["text"],
+        "minilm_tokenize": files["text"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "docker" / "measurements.json")
+    add_json(parser)
+    options = parser.parse_args(arguments)
+    try:
+        with progress() as say, tempfile.TemporaryDirectory() as folder:
+            measurements = measure_repository(
+                ROOT / "model_repository", samples=write_samples(Path(folder)), axis_length=TOKENS, say=say
+            )
+        write_measurements(options.out, measurements)
+    except TritonsmithError as error:
+        print_error(error)
+        return error.exit_code
+    if options.json:
+        print_json(json_from_measurements(measurements))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
