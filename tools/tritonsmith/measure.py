@@ -66,18 +66,25 @@ def compare_speeds(
     The order within a round alternates too. The interval of the median is that of order statistics
     (Hahn and Meeker, Statistical Intervals, 5.2), which takes no distribution for granted.
     """
-    sessions = (baseline, *candidates)
+    times_s = time_rounds((baseline, *candidates), inputs)
+    sides = range(1, len(candidates) + 1)
+    return tuple(ratio_from_times(times_s[:, 0], times_s[:, side], batch_size) for side in sides)
+
+
+def time_rounds(sessions: Sequence[Session], inputs: Inputs) -> NDArray[Any]:
+    """Seconds of one run of each session in alternating rounds: [rounds, sessions]."""
     counts = [_runs_per_round(session, inputs) for session in sessions]
     longest = max(ROUND_S, *(_time_runs(session, inputs, 1) for session in sessions))
     rounds = int(np.clip(LONGEST_S / (2 * longest), FEWEST_ROUNDS, ROUNDS)) | 1  # odd: one in the middle
-    times = np.empty((rounds, len(sessions)))
+    times_s = np.empty((rounds, len(sessions)))
     for index in range(rounds):
         for side in range(len(sessions))[:: 1 if index % 2 == 0 else -1]:
-            times[index, side] = _time_runs(sessions[side], inputs, counts[side]) / counts[side]
-    return tuple(_ratio_from(times[:, 0], times[:, side], batch_size) for side in range(1, len(sessions)))
+            times_s[index, side] = _time_runs(sessions[side], inputs, counts[side]) / counts[side]
+    return times_s
 
 
-def _ratio_from(baseline_s: NDArray[Any], candidate_s: NDArray[Any], batch_size: int) -> SpeedRatio:
+def ratio_from_times(baseline_s: NDArray[Any], candidate_s: NDArray[Any], batch_size: int) -> SpeedRatio:
+    """The ratio of two models' seconds in the same rounds, and the interval of its median."""
     rounds = len(baseline_s)
     ratios = np.sort(baseline_s / candidate_s)
     reach = int(np.ceil(0.98 * np.sqrt(rounds)))  # 1.96 standard deviations of a binomial of one half
