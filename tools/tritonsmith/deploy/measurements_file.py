@@ -133,7 +133,7 @@ def _hash(value: object) -> str:
 
 
 def _checked(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record, if it has exactly the fields of `kind`, each of its type; whole numbers stand for floats."""
+    """The record, if it has exactly the fields of `kind`, each of its type; an int stands for a float."""
     types = {field.name: str(field.type).removesuffix(" | None") for field in fields(kind)}
     if differing := types.keys() ^ record.keys():
         raise ValueError(f"missing or unknown: {', '.join(sorted(differing))}")
