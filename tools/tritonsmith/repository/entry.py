@@ -70,7 +70,7 @@ def publish(
     check_name(config.name)
     check_version(version)
     repository = repository.absolute()
-    with _failures_named(repository, config.name):
+    with failures_named(repository, config.name):
         _make_repository(repository)
         repository = repository.resolve()
         with locked(repository):
@@ -146,7 +146,8 @@ def read_config(repository: Path, name: str) -> model_config_pb2.ModelConfig:
 
 
 @contextmanager
-def _failures_named(repository: Path, name: str) -> Iterator[None]:
+def failures_named(repository: Path, name: str) -> Iterator[None]:
+    """Say of which model and repository an error of the system is, as a RepositoryError."""
     try:
         yield
     except OSError as error:
@@ -254,7 +255,7 @@ def _write_model_folder(
     contents[CONFIG_NAME] = text_from_config(config).encode()
     new.mkdir()
     if old.is_dir():
-        _link_tree(old, new, leave_out={str(version), STAGING_NAME, *contents})
+        link_tree(old, new, leave_out={str(version), STAGING_NAME, *contents})
     for name, content in contents.items():
         file = new / name
         file.parent.mkdir(exist_ok=True)
@@ -265,7 +266,7 @@ def _write_model_folder(
     return {name: sha256_of(new / name) for name in sorted(contents)}
 
 
-def _link_tree(source: Path, target: Path, *, leave_out: set[str], below: str = "") -> None:
+def link_tree(source: Path, target: Path, *, leave_out: set[str], below: str = "") -> None:
     """Hard links to the files below `source`, or copies where the file system has no links."""
     for entry in sorted(source.iterdir()):
         relative = below + entry.name
@@ -273,7 +274,7 @@ def _link_tree(source: Path, target: Path, *, leave_out: set[str], below: str = 
             continue
         if entry.is_dir() and not entry.is_symlink():
             (target / entry.name).mkdir()
-            _link_tree(entry, target / entry.name, leave_out=leave_out, below=f"{relative}/")
+            link_tree(entry, target / entry.name, leave_out=leave_out, below=f"{relative}/")
             shutil.copystat(entry, target / entry.name)
             continue
         try:
@@ -294,17 +295,18 @@ def _write_version(folder: Path, files: Path | None, manifest: Manifest) -> Mani
         target = folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
-        _flush(target)
+        flush_file(target)
         hashes[relative.as_posix()] = sha256_of(target)
     complete = dataclasses.replace(manifest, files=hashes)
     (folder / MANIFEST_NAME).write_text(text_from_manifest(complete), encoding="utf-8")
-    _flush(folder / MANIFEST_NAME)
+    flush_file(folder / MANIFEST_NAME)
     sync_folder(folder)
     sync_folder(folder.parent)
     return complete
 
 
-def _flush(file: Path) -> None:
+def flush_file(file: Path) -> None:
+    """Flush a file's content to disk."""
     with file.open("rb+") as stream:
         os.fsync(stream.fileno())
 
