@@ -10,6 +10,7 @@ TritonsmithError            exit code 1
 ├── CompressionError        a model that cannot be quantized or cast as asked
 ├── EngineError             an engine that cannot load or run an artifact
 │   └── PlanError           a TensorRT plan that cannot be built here, or does not fit
+│       └── NotCompiledError  TensorRT compiles none of an order's candidates
 ├── RepositoryError         a model name, version, configuration or repository folder
 │   └── EnsembleError       a step or tensor that does not fit the next
 ├── GateRefused             no candidate passed the accuracy gate; nothing was published
@@ -93,6 +94,10 @@ class EngineError(TritonsmithError):
 
 
 class PlanError(EngineError):
+    pass
+
+
+class NotCompiledError(PlanError):
     pass
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tritonsmith.artifact import Json
 from tritonsmith.engines.tensorrt.facts import PlanFacts
-from tritonsmith.errors import EngineError, PlanError
+from tritonsmith.errors import EngineError, NotCompiledError, PlanError
 from tritonsmith.measure import SpeedRatio
 from tritonsmith.targets.agreement import Agreement, Case
 from tritonsmith.targets.order import PlanCandidate, PlanOrder
@@ -89,7 +89,7 @@ def decide(trials: Sequence[Trial], order: PlanOrder) -> list[Trial]:
     """The same trials, one of them chosen, the others with the reason why not.
 
     Raises:
-        PlanError: none can be published.
+        PlanError: none can be published; NotCompiledError where none was even compiled.
     """
     trials = [_out_if_slow(trial, order) for trial in trials]
     asked = [trial for trial in trials if order.precision in ("auto", trial.candidate.precision)]
@@ -156,7 +156,8 @@ def _nothing_passes(trials: Sequence[Trial], asked: Sequence[Trial], order: Plan
     nearest = ranked[0]
     only_slow = nearest.agreement is not None and nearest.agreement.refusal is None
     wish = 'allow_slow_int8 = true or precision = "auto"' if only_slow else "another precision"
-    return PlanError(
+    kind = PlanError if any(trial.plan for trial in ranked) else NotCompiledError
+    return kind(
         f"target {order.target!r}: no plan can be published; the best is {nearest.candidate.precision}",
         found="; ".join(lines),
         fix=f"set {wish} in [target.{order.target}] and build again",
