@@ -27,7 +27,7 @@ def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
     assert text_from_manifest(manifest) == text
     assert manifest.inputs == PAYLOAD_ARTIFACT.inputs
     assert manifest.steps[0].measured == {"max_abs_error": 1e-7}
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["batch", 1]}]
     assert next(iter(record)) == "schema"
 
@@ -35,7 +35,7 @@ def test_out_and_in(tmp_path: Path, record: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema": 3}, "another schema"),
+        ({"schema": 4}, "another schema"),
         ({"schema": None}, "another schema"),
         ({"version": "1"}, "damaged"),
         ({"version": True}, "damaged"),

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 
-MANIFEST_SCHEMA = 2
+MANIFEST_SCHEMA = 3
 BATCH_AXIS = "batch"
 FAITHFUL_STEPS = ("convert", "simplify", "save-openvino")
 
@@ -61,6 +61,24 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a version holds for a further target, which `configs/<name>.pbtxt` serves."""
+
+    name: str
+    backend: str  # "tensorrt", "onnxruntime" or "openvino"
+    precision: str | None  # of what is served; None: no plan was built yet, and building chooses it
+    files: tuple[str, ...]  # of the version's files, those that are this target's alone, plans among them
+    order: str | None = None  # one of `files`, the plan order; None for a target that needs no plan
+    candidates: tuple[Mapping[str, Json], ...] = ()  # judged, each with its `file` where it was written
+    plans: tuple[Mapping[str, Json], ...] = ()  # PlanFacts (targets/order_file.py), one for each kind of GPU
+
+    @property
+    def deferred(self) -> bool:
+        """Whether plans are still to be built on the GPU machine."""
+        return self.order is not None and not self.plans
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The lineage of one published version: `<model>/<version>/manifest.json`."""
 
@@ -78,10 +96,12 @@ class Manifest:
     steps: tuple[Step, ...]
     gate: Mapping[str, Json] | None
     candidates: tuple[Mapping[str, Json], ...]
-    # config.pbtxt, labels and warm-up files in the model's folder, as this publish wrote them -> sha256
+    # config.pbtxt, configs/*.pbtxt, labels and warm-up files in the model's folder, as this publish wrote
+    # them -> sha256
     model_files: Mapping[str, str] = field(default_factory=dict)
     ledger: Mapping[str, Json] | None = None  # of a chain of compression steps
     search: Mapping[str, Json] | None = None  # that found the chain
+    targets: tuple[Target, ...] = ()
 
     @property
     def compressed(self) -> bool:

@@ -1,7 +1,8 @@
 """manifest.json: a published version's lineage on disk.
 
 The file is the `Manifest` record, field by field, led by `schema`. A reader refuses a schema that it
-does not know; it neither guesses nor ignores fields. Schema 1 had neither ledger nor search.
+does not know; it neither guesses nor ignores fields. Schema 1 had neither ledger nor search, schema 2 no
+targets.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tritonsmith.artifact import MANIFEST_SCHEMA, Artifact, Json, Manifest, Step, TensorSpec
+from tritonsmith.artifact import MANIFEST_SCHEMA, Artifact, Json, Manifest, Step, Target, TensorSpec
 from tritonsmith.errors import RepositoryError
 
 MANIFEST_NAME = "manifest.json"
 # What an older schema did not have, as it stands in the newest.
-ADDED_SINCE: Mapping[object, Mapping[str, Json]] = {1: {"ledger": None, "search": None}}
+ADDED_SINCE: Mapping[object, Mapping[str, Json]] = {
+    1: {"ledger": None, "search": None, "targets": []},
+    2: {"targets": []},
+}
 
 T = TypeVar("T")
 
@@ -25,6 +29,11 @@ T = TypeVar("T")
 def text_from_manifest(manifest: Manifest) -> str:
     """The text of manifest.json, indented for a reader, ending in a newline."""
     return json.dumps({"schema": MANIFEST_SCHEMA, **asdict(manifest)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def spec_from_json(record: Mapping[str, Any]) -> TensorSpec:
+    """A tensor from what `json_from_tensor` wrote; KeyError, TypeError, ValueError where it is damaged."""
+    return _spec_from(record)
 
 
 def json_from_tensor(spec: TensorSpec) -> dict[str, Json]:
@@ -110,6 +119,20 @@ def _manifest_from(record: Mapping[str, Any]) -> Manifest:
         model_files=_digests(record["model_files"]),
         ledger=record["ledger"],
         search=record["search"],
+        targets=_each(record["targets"], _target_from),
+    )
+
+
+def _target_from(record: Mapping[str, Any]) -> Target:
+    _check_fields(Target, record)
+    optional = {key: record[key] and _typed(record, key, str) for key in ("precision", "order")}
+    return Target(
+        name=_typed(record, "name", str),
+        backend=_typed(record, "backend", str),
+        files=_each(record["files"], str),
+        candidates=_each(record["candidates"], dict),
+        plans=_each(record["plans"], dict),
+        **optional,
     )
 
 

@@ -93,7 +93,7 @@ from tritonsmith.errors import RecipeError, RepositoryError, UsageError
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.metrics import metric_module
 from tritonsmith.recipe_table import Keys, check_keys
-from tritonsmith.repository.config import check_config_table
+from tritonsmith.repository.config import ENSEMBLE_FIELDS, check_config_table
 from tritonsmith.repository.ensemble import EnsembleRequest, EnsembleStep
 from tritonsmith.repository.names import check_name, check_version
 from tritonsmith.repository.warmup import WarmupRequest
@@ -360,7 +360,7 @@ def _ensemble_from(
     check_keys(table, KEYS["ensemble"], place=place, known=KEYS, required=("name", "step"))
     _check_entry(table, place, "name")
     config = table.get("config", {})
-    check_config_table(config, ensemble=True, place=f"{place}.config")
+    check_config_table(config, refused=ENSEMBLE_FIELDS, place=f"{place}.config")
     if not table["step"]:
         raise RecipeError(f"{place}.step is empty", expected="at least one step")
     return EnsembleRequest(

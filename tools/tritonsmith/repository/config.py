@@ -75,12 +75,7 @@ def config_from_artifact(
     for spec in artifact.outputs:
         _describe_tensor(config.output.add(), spec, batched=batched)
     add_labels(config, labels or {})
-    if backend == "openvino":
-        # Left to itself, OpenVINO computes FP32 in bfloat16 where the CPU has it.
-        config.parameters[INFERENCE_PRECISION].string_value = "F32"
-        if size > 1:
-            # The native backend refuses a batch smaller than max_batch_size without it.
-            config.parameters["ENABLE_BATCH_PADDING"].string_value = "YES"
+    add_backend_parameters(config)
     extra = extra or {}
     if size > 1 and not SCHEDULERS & set(extra):
         config.dynamic_batching.SetInParent()  # as Triton itself completes a configuration
@@ -92,6 +87,16 @@ def config_from_artifact(
     return config
 
 
+def add_backend_parameters(config: model_config_pb2.ModelConfig) -> None:
+    """Set what a backend needs to be told to answer as the model file does."""
+    if config.backend == "openvino":
+        # Left to itself, OpenVINO computes FP32 in bfloat16 where the CPU has it.
+        config.parameters[INFERENCE_PRECISION].string_value = "F32"
+        if config.max_batch_size > 1:
+            # The native backend refuses a batch smaller than max_batch_size without it.
+            config.parameters["ENABLE_BATCH_PADDING"].string_value = "YES"
+
+
 def inference_precision(parameters: Mapping[str, str]) -> str | None:
     """What OpenVINO computes floats in ("f32", "bf16"), by a configuration's parameters; None: its choice."""
     if parameters.get("HINT_BF16", "").upper() == "YES":
@@ -99,17 +104,27 @@ def inference_precision(parameters: Mapping[str, str]) -> str | None:
     return parameters.get(INFERENCE_PRECISION, "").lower() or None
 
 
-def fill_config(config: model_config_pb2.ModelConfig, extra: Mapping[str, Json]) -> None:
+def fill_config(
+    config: model_config_pb2.ModelConfig, extra: Mapping[str, Json], *, place: str = "config"
+) -> None:
     """Set the fields of a recipe's [config] table; `input` and `output` are found by name."""
     for key in ("input", "output"):
         if key in extra:
-            _fill_tensors(config, key, extra[key])
-    fill_message(config, {key: value for key, value in extra.items() if key not in ("input", "output")})
+            _fill_tensors(config, key, extra[key], f"{place}.{key}")
+    rest = {key: value for key, value in extra.items() if key not in ("input", "output")}
+    fill_message(config, rest, place=place)
 
 
-def check_config_table(extra: Mapping[str, Json], *, ensemble: bool = False, place: str = "config") -> None:
-    """Raise RecipeError for what is wrong with a [config] table whatever the model is."""
-    refused = ENSEMBLE_FIELDS if ensemble else DERIVED_FIELDS
+def check_config_table(
+    extra: Mapping[str, Json],
+    *,
+    refused: Mapping[str, str] = DERIVED_FIELDS,
+    place: str = "config",
+) -> None:
+    """Raise RecipeError for what is wrong with a [config] table whatever the model is.
+
+    `refused` are the fields that it cannot set, with the reason.
+    """
     for key, reason in refused.items():
         if key in extra:
             raise RecipeError(f"{place}.{key} cannot be set", fix=reason)
@@ -241,13 +256,13 @@ def _spec_from(
     )
 
 
-def _fill_tensors(config: model_config_pb2.ModelConfig, key: str, entries: Json) -> None:
+def _fill_tensors(config: model_config_pb2.ModelConfig, key: str, entries: Json, at: str) -> None:
     """`[[config.input]]`: a tensor's name and what is not derived from the model (format, optional...)."""
     if not isinstance(entries, list | tuple):
-        raise RecipeError(f"config.{key} has the wrong type", found=describe(entries), expected="an array")
+        raise RecipeError(f"{at} has the wrong type", found=describe(entries), expected="an array")
     tensors = {tensor.name: tensor for tensor in getattr(config, key)}
     for index, entry in enumerate(entries):
-        place = f"config.{key}[{index}]"
+        place = f"{at}[{index}]"
         if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
             raise RecipeError(f"{place} has no name", expected=f"one of {', '.join(tensors)}")
         name = str(entry["name"])

@@ -12,7 +12,13 @@ from tritonclient.grpc import model_config_pb2
 
 from tritonsmith.artifact import Json, Manifest, Step, sha256_of
 from tritonsmith.errors import EnsembleError, RepositoryError
-from tritonsmith.repository.config import add_labels, check_config_table, specs_from_config, text_from_config
+from tritonsmith.repository.config import (
+    ENSEMBLE_FIELDS,
+    add_labels,
+    check_config_table,
+    specs_from_config,
+    text_from_config,
+)
 from tritonsmith.repository.entry import CONFIG_NAME, Entry, find_entry, publish, read_config
 from tritonsmith.repository.labels import labels_from_files
 from tritonsmith.repository.names import check_name, versions_of
@@ -108,7 +114,7 @@ def config_from_steps(request: EnsembleRequest) -> model_config_pb2.ModelConfig:
         RecipeError: a field of the request's `config` that an ensemble cannot have.
     """
     check_name(request.name)
-    check_config_table(request.config, ensemble=True)
+    check_config_table(request.config, refused=ENSEMBLE_FIELDS)
     configs = [_step_config(request, index, step) for index, step in enumerate(request.steps)]
     wiring = wire_steps(request.name, request.steps, configs, request.inputs, request.outputs)
     size, one_by_one = _batching(wiring, configs)

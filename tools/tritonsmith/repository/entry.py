@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from tritonsmith.repository.names import check_name, check_version, versions_of
 from tritonsmith.repository.staging import STAGING_NAME, clean_up, locked, replace_folder, staged, sync_folder
 
 CONFIG_NAME = "config.pbtxt"
+CONFIGS_FOLDER = "configs"  # of further targets: configs/<target>.pbtxt
 WARMUP_FOLDER = "warmup"
 
 
@@ -51,6 +52,7 @@ def publish(
     force: bool = False,
     labels: Mapping[str, Path] | None = None,
     warmup: Mapping[str, bytes] | None = None,
+    targets: Mapping[str, model_config_pb2.ModelConfig] | None = None,
 ) -> Entry:
     """Publish the files of the folder `files` as a version of the model `config.name`.
 
@@ -59,8 +61,10 @@ def publish(
     `manifest` is completed here: its `name`, `version`, `files` and `model_files` are set to what was
     published. `version` None is the next free one, or the newest with `force`, which then replaces it.
     `labels` maps a file name in the model's folder to the file to copy there; `warmup` maps a file name
-    in `<model>/warmup/` to its content. What else the model's folder holds stays as it is. A version with
-    the fingerprint of `manifest` that is already there is returned as it is, without `force`.
+    in `<model>/warmup/` to its content. `targets` maps a further target to its configuration, written to
+    `<model>/configs/`; those of the version before that are none any more go. What else the model's folder
+    holds stays as it is. A version with the fingerprint of `manifest` that is already there is returned as
+    it is, without `force`.
 
     Raises:
         RepositoryError: a bad name or version, a version that exists (without `force`), a model of
@@ -79,17 +83,19 @@ def publish(
             twin = None if force else find_entry(repository, config.name, manifest.fingerprint, version)
             if twin is not None:
                 return twin  # an equal build was faster
-            _check_folder(folder, config, force=force)
+            configs = {CONFIG_NAME: config}
+            configs |= {config_name(target): own for target, own in (targets or {}).items()}
+            _check_folder(folder, configs, force=force)
             chosen = _choose_version(folder, version, force=force)
             _check_version_policy(config, {*versions_of(folder), chosen})
             with staged(repository, config.name) as stage:
                 new = stage / "new"
-                model_files = _write_model_folder(new, folder, chosen, config, labels or {}, warmup or {})
+                model_files = _write_model_folder(new, folder, chosen, configs, labels or {}, warmup or {})
                 complete = dataclasses.replace(
                     manifest, name=config.name, version=chosen, files={}, model_files=model_files
                 )
                 complete = _write_version(new / str(chosen), files, complete)
-                _check_written(new, config, complete)
+                _check_written(new, configs, complete)
                 replace_folder(stage, folder)
     return Entry(folder=folder, version=chosen, manifest=complete)
 
@@ -129,13 +135,18 @@ def find_entry(repository: Path, name: str, fingerprint: str, version: int | Non
     return entry if intact else None
 
 
-def read_config(repository: Path, name: str) -> model_config_pb2.ModelConfig:
-    """A model's config.pbtxt, parsed; a name that it leaves out is filled in.
+def config_name(target: str | None) -> str:
+    """Where a target's configuration lies in the model's folder; None is the default's."""
+    return CONFIG_NAME if target is None else f"{CONFIGS_FOLDER}/{target}.pbtxt"
+
+
+def read_config(repository: Path, name: str, target: str | None = None) -> model_config_pb2.ModelConfig:
+    """A model's configuration, the default or a target's, parsed; a name that it leaves out is filled in.
 
     Raises:
-        RepositoryError: no such model, or a file that cannot be parsed.
+        RepositoryError: no such model or target, or a file that cannot be parsed.
     """
-    path = repository / name / CONFIG_NAME
+    path = repository / name / config_name(target)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -189,7 +200,7 @@ def _choose_version(folder: Path, version: int | None, *, force: bool) -> int:
     return version
 
 
-def _check_folder(folder: Path, config: model_config_pb2.ModelConfig, *, force: bool) -> None:
+def _check_folder(folder: Path, configs: Mapping[str, model_config_pb2.ModelConfig], *, force: bool) -> None:
     """Refuse to write over what tritonsmith did not write."""
     if folder.is_symlink():
         raise RepositoryError(f"{folder} is a symbolic link", fix="publish into the repository it points to")
@@ -199,7 +210,7 @@ def _check_folder(folder: Path, config: model_config_pb2.ModelConfig, *, force: 
         raise RepositoryError(f"{folder} is a file", expected="a model's folder, or nothing")
     if not (folder / CONFIG_NAME).is_file():
         return
-    present = read_config(folder.parent, folder.name)
+    present, config = read_config(folder.parent, folder.name), configs[CONFIG_NAME]
     if _kind_of(present) != _kind_of(config):
         raise RepositoryError(
             f"{folder} holds another kind of model",
@@ -207,12 +218,37 @@ def _check_folder(folder: Path, config: model_config_pb2.ModelConfig, *, force: 
             expected=_kind_of(config),
             fix="name another model, or remove that folder",
         )
-    if not force and _edited_by_hand(folder) and present != config:
+    if force:
+        return
+    written = _written_before(folder)
+    for name in sorted({*configs, *_target_configs(folder, written)}):
+        path = folder / name
+        if not path.is_file() or not _edited_by_hand(path, name, written):
+            continue
+        if name in configs and _parsed(path) == configs[name]:
+            continue
         raise RepositoryError(
-            f"{folder / CONFIG_NAME} was written or changed by hand",
+            f"{path} was written or changed by hand",
             expected="a file as tritonsmith wrote it",
-            fix="put the changes into the recipe's [config] table, or add --force to write over them",
+            fix=f"put the changes into the recipe's [{_table_of(name)}] table, or add --force to write over "
+            "them",
         )
+
+
+def _parsed(path: Path) -> model_config_pb2.ModelConfig:
+    return config_from_text(path.read_text(encoding="utf-8"), place=str(path))
+
+
+def _table_of(name: str) -> str:
+    return "config" if name == CONFIG_NAME else f"target.{Path(name).stem}.config"
+
+
+def _target_configs(folder: Path, written: Mapping[str, str] | None) -> tuple[str, ...]:
+    """The targets' configurations that tritonsmith wrote; without a manifest, the header says which."""
+    if written is not None:
+        return tuple(name for name in written if name.startswith(f"{CONFIGS_FOLDER}/"))
+    files = sorted((folder / CONFIGS_FOLDER).glob("*.pbtxt"))
+    return tuple(config_name(file.stem) for file in files if not _edited_by_hand(file, file.name, None))
 
 
 def _kind_of(config: model_config_pb2.ModelConfig) -> str:
@@ -221,14 +257,19 @@ def _kind_of(config: model_config_pb2.ModelConfig) -> str:
     return "a Python stage" if config.backend == "python" else "a model file"
 
 
-def _edited_by_hand(folder: Path) -> bool:
-    """Whether config.pbtxt is other than the newest manifest says; without one, its header decides."""
-    path = folder / CONFIG_NAME
+def _written_before(folder: Path) -> Mapping[str, str] | None:
+    """The files in the model's folder that the newest manifest names; None where there is no manifest."""
     for version in reversed(versions_of(folder)):
         if (folder / str(version) / MANIFEST_NAME).is_file():
-            manifest = read_manifest(folder / str(version) / MANIFEST_NAME)
-            return manifest.model_files.get(CONFIG_NAME) != sha256_of(path)
-    return not path.read_text(encoding="utf-8").startswith(HEADER)
+            return read_manifest(folder / str(version) / MANIFEST_NAME).model_files
+    return None
+
+
+def _edited_by_hand(path: Path, name: str, written: Mapping[str, str] | None) -> bool:
+    """Whether a configuration is other than the newest manifest says; without one, its header decides."""
+    if written is None:
+        return not path.read_text(encoding="utf-8").startswith(HEADER)
+    return written.get(name) != sha256_of(path)
 
 
 def _check_version_policy(config: model_config_pb2.ModelConfig, versions: set[int]) -> None:
@@ -245,25 +286,32 @@ def _write_model_folder(
     new: Path,
     old: Path,
     version: int,
-    config: model_config_pb2.ModelConfig,
+    configs: Mapping[str, model_config_pb2.ModelConfig],
     labels: Mapping[str, Path],
     warmup: Mapping[str, bytes],
 ) -> dict[str, str]:
     """All of the model's folder but the new version; the hashes of the files written."""
     contents = {name: path.read_bytes() for name, path in labels.items()}
     contents |= {f"{WARMUP_FOLDER}/{name}": content for name, content in warmup.items()}
-    contents[CONFIG_NAME] = text_from_config(config).encode()
+    contents |= {name: text_from_config(config).encode() for name, config in configs.items()}
     new.mkdir()
     if old.is_dir():
-        link_tree(old, new, leave_out={str(version), STAGING_NAME, *contents})
+        vanished = _target_configs(old, _written_before(old))
+        link_tree(old, new, leave_out={str(version), STAGING_NAME, *contents, *vanished})
     for name, content in contents.items():
-        file = new / name
-        file.parent.mkdir(exist_ok=True)
-        with file.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        write_durably(new / name, content)
+    with suppress(OSError):  # of targets that are none any more
+        (new / CONFIGS_FOLDER).rmdir()
     return {name: sha256_of(new / name) for name in sorted(contents)}
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Write a file that is not there yet, through to the disk."""
+    file.parent.mkdir(exist_ok=True)
+    with file.open("xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def link_tree(source: Path, target: Path, *, leave_out: set[str], below: str = "") -> None:
@@ -311,10 +359,11 @@ def flush_file(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _check_written(new: Path, config: model_config_pb2.ModelConfig, manifest: Manifest) -> None:
+def _check_written(
+    new: Path, configs: Mapping[str, model_config_pb2.ModelConfig], manifest: Manifest
+) -> None:
     """Open again what was written."""
-    text = (new / CONFIG_NAME).read_text(encoding="utf-8")
     written = read_manifest(new / str(manifest.version) / MANIFEST_NAME)
     same = text_from_manifest(written) == text_from_manifest(manifest)
-    if not same or config_from_text(text, place=str(new / CONFIG_NAME)) != config:
-        raise RepositoryError(f"model {config.name!r} did not read back as it was written")
+    if not same or any(_parsed(new / name) != config for name, config in configs.items()):
+        raise RepositoryError(f"model {manifest.name!r} did not read back as it was written")
