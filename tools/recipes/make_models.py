@@ -15,9 +15,8 @@ from pathlib import Path
 from tritonsmith.build import build_recipe
 from tritonsmith.console import Say, print_error, progress
 from tritonsmith.errors import TritonsmithError
-from tritonsmith.files import existing_parent, staging_folder, write_text_atomically
+from tritonsmith.files import existing_parent, locked, staging_folder, write_text_atomically
 from tritonsmith.render import print_build
-from tritonsmith.server.provision import locked
 
 RECIPES = Path(__file__).resolve().parent
 ROOT = RECIPES.parents[1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,10 +37,15 @@ def existing_parent(path: Path) -> Path:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to a temporary sibling, flush it to disk, and rename it over `path`."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
+    """As `write_text_atomically`, for bytes."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=existing_parent(path))
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).chmod(0o644)  # mkstemp gives 0600; a server may run as another user
@@ -49,6 +55,20 @@ def write_text_atomically(path: Path, text: str) -> None:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a write that fails does not say of which file
         raise
+
+
+@contextmanager
+def locked(path: Path, *, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; it goes with the process, however that ends."""
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another tritonsmith is at work on {path.stem}; waiting for it")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        # A child that outlives this process (a pip whose parent was killed) keeps the lock until it ends.
+        os.set_inheritable(stream.fileno(), True)
+        yield
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:

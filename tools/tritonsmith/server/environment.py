@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tritonsmith.errors import ProvisionError
-from tritonsmith.files import write_text_atomically
+from tritonsmith.files import locked, write_text_atomically
 from tritonsmith.server.interpreter import (
     SOURCE_VERSIONS,
     Interpreter,
@@ -31,7 +31,6 @@ from tritonsmith.server.interpreter import (
 from tritonsmith.server.provision import (
     cache_folder,
     clean_environment,
-    locked,
     run_pip,
     run_quietly,
     silent,
@@ -109,22 +108,29 @@ def stage_requirements(repository: Path) -> tuple[str, ...]:
     """
     lines: set[str] = set()
     for path in sorted(repository.glob("*/requirements.txt")):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ProvisionError(f"{path} cannot be read", found=error, expected="text in UTF-8") from error
-        for number, raw in enumerate(text.splitlines(), start=1):
-            line = raw.split(" #")[0].strip()
-            if not line or line.startswith("#"):
-                continue
-            if line.startswith("-") or line.endswith("\\"):
-                raise ProvisionError(
-                    f"{path}, line {number}: only packages can be named here",
-                    found=line,
-                    expected="one requirement a line, such as pillow>=11",
-                )
-            lines.add(line)
+        lines.update(read_requirements(path))
     return tuple(sorted(lines))
+
+
+def read_requirements(path: Path) -> tuple[str, ...]:
+    """The requirements of one file, in its order. Raises ProvisionError as `stage_requirements`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ProvisionError(f"{path} cannot be read", found=error, expected="text in UTF-8") from error
+    lines = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.split(" #")[0].strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("-") or line.endswith("\\"):
+            raise ProvisionError(
+                f"{path}, line {number}: only packages can be named here",
+                found=line,
+                expected="one requirement a line, such as pillow>=11",
+            )
+        lines.append(line)
+    return tuple(lines)
 
 
 def _key(requirements: tuple[str, ...]) -> str:

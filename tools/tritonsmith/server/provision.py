@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tritonsmith.errors import ProvisionError
@@ -71,20 +69,6 @@ def _named_cache_folder() -> Path:
         raise ProvisionError(
             "no home folder to keep the cache in", found=error, fix=f"set {CACHE_VARIABLE} to a folder"
         ) from error
-
-
-@contextmanager
-def locked(path: Path, *, say: Callable[[str], None] = silent) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`; it goes with the process, however that ends."""
-    with path.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another tritonsmith is at work on {path.stem}; waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        # A child that outlives this process (a pip whose parent was killed) keeps the lock until it ends.
-        os.set_inheritable(stream.fileno(), True)
-        yield
 
 
 def unpack_wheel(
