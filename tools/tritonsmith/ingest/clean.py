@@ -8,6 +8,7 @@ import onnx
 from onnx import inliner, version_converter
 
 from tritonsmith.errors import SourceError
+from tritonsmith.ingest.lower import help_converter
 from tritonsmith.ingest.rename import subgraphs
 from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.ingest.targets import OLDEST_OPSET, find_server
@@ -62,6 +63,7 @@ def fit_opset(model: onnx.ModelProto, options: ConvertOptions) -> onnx.ModelProt
     wanted = options.opset or min(max(found, OLDEST_OPSET), server.opset)
     if wanted == found:
         return model
+    help_converter(model, found, wanted)
     try:
         return version_converter.convert_version(model, wanted)
     except (RuntimeError, version_converter.ConvertError) as error:
