@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Checks what a container was given, then becomes tritonserver. Arguments are passed to tritonserver, after its flags.
+#
+#   TRITONSMITH_TARGET           the --model-config-name; empty: every model's config.pbtxt
+#   TRITONSMITH_ADMIN_KEY_FILE   a file with the key of restricted endpoints; left out: a random one that nobody knows
+#   TRITONSMITH_SHM_MIB          the least /dev/shm; left out: 1 MiB for each model
+#   TRITONSMITH_HTTP_PORT        8000
+#
+# The image sets TRITONSMITH_FLAGS (a file with tritonserver's flags, one a line), TRITONSMITH_TRITONSERVER, and, where
+# plans of TensorRT are built before the start, TRITONSMITH_PLANS=1.
+set -euo pipefail
+
+MODELS=/models
+CACHE=/var/cache/tritonsmith
+CLOSE_IDLE=/usr/local/lib/close_idle.so
+export TRITONSMITH_HTTP_PORT=${TRITONSMITH_HTTP_PORT:-8000}
+
+refuse() {
+    printf 'tritonsmith: %s\n' "$1" >&2
+    shift
+    printf '  to do: %s\n' "$@" >&2
+    exit 1
+}
+
+# HEALTHCHECK: 0 where the server and all its models are ready.
+check_health() {
+    local line
+    exec 3<>"/dev/tcp/127.0.0.1/$TRITONSMITH_HTTP_PORT"
+    printf 'GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n' >&3
+    read -r -t 4 line <&3
+    [[ $line == *" 200 "* ]]
+}
+
+check_repository() {
+    local unreadable
+    [[ -d $MODELS ]] || refuse "no model repository is mounted at $MODELS" "add -v <repository>:$MODELS:ro"
+    unreadable=$(find -L "$MODELS" \( ! -readable -o -type d ! -executable \) -print -quit 2>/dev/null) || true
+    [[ -z $unreadable ]] || refuse "$unreadable cannot be read by user $(id -u)" \
+        "on the host: chmod -R a+rX <repository>, or start the container as the files' owner (--user)"
+    compgen -G "$MODELS/*/config.pbtxt" >/dev/null || refuse "$MODELS holds no <model>/config.pbtxt" \
+        "mount the folder that tritonsmith build published into"
+}
+
+check_shared_memory() {
+    local needed has
+    needed=${TRITONSMITH_SHM_MIB:-$(find -L "$MODELS" -mindepth 2 -maxdepth 2 -name config.pbtxt | wc -l)}
+    has=$(df --output=size --block-size=1M /dev/shm | tail -n 1 | tr -d ' ')
+    ((has >= needed)) || refuse "/dev/shm has $has MiB, and this repository needs $needed" \
+        "start the container with --shm-size=${needed}m or more (what tritonsmith deploy derives)"
+}
+
+check_scratch() {
+    touch /tmp/.tritonsmith 2>/dev/null || refuse "/tmp cannot be written, and Triton crashes without" \
+        "add --tmpfs /tmp:rw,nosuid,nodev,noexec,size=16m"
+    rm -f /tmp/.tritonsmith
+}
+
+admin_key() {
+    local key
+    if [[ -z ${TRITONSMITH_ADMIN_KEY_FILE:-} ]]; then
+        od -An -v -N32 -tx1 /dev/urandom | tr -d ' \n'
+        return
+    fi
+    [[ -r $TRITONSMITH_ADMIN_KEY_FILE ]] || refuse "user $(id -u) cannot read $TRITONSMITH_ADMIN_KEY_FILE" \
+        "mount the key's file there, readable by that user"
+    key=$(<"$TRITONSMITH_ADMIN_KEY_FILE")
+    # Triton cuts its argument at commas, colons and equals signs.
+    [[ $key =~ ^[A-Za-z0-9._~+/-]{16,256}$ ]] || refuse "the admin key in $TRITONSMITH_ADMIN_KEY_FILE cannot be used" \
+        "write 16 to 256 letters, digits and . _ ~ + / - into it: openssl rand -hex 32"
+    printf '%s' "$key"
+}
+
+serve() {
+    local key repository=$MODELS
+    local -a flags
+    check_repository
+    check_shared_memory
+    check_scratch
+    key=$(admin_key)
+    mapfile -t flags <"$TRITONSMITH_FLAGS"
+    if [[ -n ${TRITONSMITH_TARGET:-} ]]; then
+        flags+=("--model-config-name=$TRITONSMITH_TARGET")
+        if [[ ${TRITONSMITH_PLANS:-} == 1 ]]; then
+            repository=$CACHE/view
+            tritonsmith plans "$MODELS" --target "$TRITONSMITH_TARGET" --cache "$CACHE/plans" --view "$repository"
+        fi
+    fi
+    flags=("${flags[@]//@ADMIN_KEY@/$key}" "--http-port=$TRITONSMITH_HTTP_PORT")
+    if [[ -r $CLOSE_IDLE ]]; then
+        export LD_PRELOAD=$CLOSE_IDLE
+    fi
+    exec "$TRITONSMITH_TRITONSERVER" "--model-repository=$repository" "${flags[@]}" "$@"
+}
+
+case ${1:-} in
+    healthcheck) check_health ;;
+    *) serve "$@" ;;
+esac
