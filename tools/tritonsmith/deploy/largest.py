@@ -58,7 +58,8 @@ def _bytes_of(array: NDArray[Any]) -> int:
 def _row_bytes(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
     """Bytes of each sample, all inputs together: [samples]."""
     per_input = [[_bytes_of(np.asarray(row)) for row in array] for array in arrays.values()]
-    return np.sum(np.array(per_input, np.int64), axis=0, dtype=np.int64)
+    total: NDArray[np.int64] = np.array(per_input, np.int64).sum(axis=0)
+    return total
 
 
 def _ones(signature: Signature, tensor: Tensor, count: int, axis_length: int | None) -> NDArray[Any]:

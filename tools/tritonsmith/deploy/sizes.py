@@ -80,6 +80,12 @@ PLAN_BUILD = Margin(
     unit="s",
     why="NOT MEASURED: TensorRT builds plans at the first start on a GPU, for minutes; later ones are cached",
 )
+GPU_HOST = Margin(
+    name="host memory beside a GPU",
+    value=4096,
+    unit="MiB",
+    why="NOT MEASURED: CUDA, TensorRT's builder and pinned memory need host memory that no CPU server needs",
+)
 QUEUE_OVER_COMPUTE = Margin(
     name="queue over compute",
     value=1.0,
@@ -88,7 +94,7 @@ QUEUE_OVER_COMPUTE = Margin(
 )
 MARGINS = (
     *(SHM_INSTANCE, SHM, MEMORY, TMP, STARTUP, STOP, IN_FLIGHT),
-    *(DRAIN, CONNECTION_AGE, GRACE, PLAN_BUILD, QUEUE_OVER_COMPUTE),
+    *(DRAIN, CONNECTION_AGE, GRACE, PLAN_BUILD, GPU_HOST, QUEUE_OVER_COMPUTE),
 )
 
 _SHM_STEP = 16 * MIB
