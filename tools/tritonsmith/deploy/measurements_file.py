@@ -27,9 +27,13 @@ def json_from_measurements(measurements: Measurements) -> dict[str, Json]:
     return {"schema": MEASUREMENTS_SCHEMA, **asdict(measurements)}
 
 
+def text_from_measurements(measurements: Measurements) -> str:
+    """The text of measurements.json, indented for a reader, ending in a newline."""
+    return json.dumps(json_from_measurements(measurements), indent=2, ensure_ascii=False) + "\n"
+
+
 def write_measurements(path: Path, measurements: Measurements) -> None:
-    text = json.dumps(json_from_measurements(measurements), indent=2, ensure_ascii=False)
-    write_text_atomically(path, text + "\n")
+    write_text_atomically(path, text_from_measurements(measurements))
 
 
 def read_measurements(path: Path) -> Measurements:

@@ -67,16 +67,17 @@ Rendered by `tritonsmith deploy kubernetes`. Nothing here holds a secret. Choose
 
 A pod that ends leaves the Services and, at the same moment, begins to wait {sizes.drain_s} s (preStop).
 Triton still answers all that comes. Only then comes SIGTERM; what is in flight has {sizes.exit_timeout_s} s.
-SIGKILL comes after {sizes.grace_s} s in all. SIGTERM without the wait would lose requests: Triton unloads its models
-while it still listens.
+SIGKILL comes after {sizes.grace_s} s in all. SIGTERM without the wait would lose requests: Triton
+unloads its models while it still listens.
 
 New weights: publish a version, bring the repository to its place, then
 `kubectl -n {options.namespace} rollout restart deployment/{options.name}`.
 
 ## Where the numbers come from
 
-Measured: {measured} (`measurements.json`). Where the cluster's machines differ much, measure on one of
-them and render again. In `overlays/gpu`, the patience of the start and the memory beyond the CPU's were not measured.
+Measured: {measured} (`measurements.json`).
+Where the cluster's machines differ much, measure on one of them and render again. In `overlays/gpu`,
+the patience of the start and the memory beyond the CPU image's were not measured.
 
 | value | derived from |
 |---|---|

@@ -15,8 +15,8 @@ from tritonsmith.deploy.kubernetes.workload import deployment
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.measurements_file import (
     check_measurements,
-    json_from_measurements,
     model_folders,
+    text_from_measurements,
 )
 from tritonsmith.deploy.sizes import Sizes, explain_sizes, sizes_from_measurements
 from tritonsmith.errors import DeployError
@@ -33,7 +33,7 @@ def render_kubernetes(
         DeployError: measurements of another repository, or a target that no model has.
     """
     check_measurements(measurements, repository)
-    _check_target(repository, options.target)
+    check_target(repository, options.target)
     sizes = sizes_from_measurements(measurements)
     explanations = explain_sizes(measurements, sizes)
     objects = {
@@ -44,7 +44,7 @@ def render_kubernetes(
     }
     texts = {path: _HEADER + _yaml(manifests) for path, manifests in objects.items()}
     texts["README.md"] = guide(options, measurements, sizes)
-    texts["measurements.json"] = json.dumps(json_from_measurements(measurements), indent=2) + "\n"
+    texts["measurements.json"] = text_from_measurements(measurements)
     return {path: text.encode() for path, text in texts.items()}
 
 
@@ -156,7 +156,8 @@ def _image(image: str) -> Json:
     return found
 
 
-def _check_target(repository: Path, target: str | None) -> None:
+def check_target(repository: Path, target: str | None) -> None:
+    """Raise DeployError where no model of the repository has a configuration for `target`."""
     if target is None:
         return
     folders = model_folders(repository)
