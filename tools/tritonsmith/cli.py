@@ -25,6 +25,7 @@ from tritonsmith.cli_compress import (
 )
 from tritonsmith.cli_deploy import add_deploy
 from tritonsmith.cli_options import add_code, add_conversion, add_json, add_source, conversion_from
+from tritonsmith.cli_plans import add_plans
 from tritonsmith.errors import TritonsmithError, UsageError
 from tritonsmith.signals import ending_on_sigterm
 
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"tritonsmith {__version__}")
     verbs = root.add_subparsers(metavar="VERB", required=True)
     for add in (
-        *(_add_convert, add_compress, _add_build, _add_serve),
+        *(_add_convert, add_compress, _add_build, add_plans, _add_serve),
         *(_add_validate, _add_bench, _add_infer, add_deploy, _add_doctor),
     ):
         add(verbs)

@@ -52,11 +52,14 @@ def amend(
     name, manifest = entry.folder.name, entry.manifest
     with failures_named(repository, name), locked(repository):
         clean_up(repository)
-        if find_entry(repository, name, manifest.fingerprint, entry.version) is None:
+        present = find_entry(repository, name, manifest.fingerprint, entry.version)
+        if present is None:
             raise RepositoryError(
                 f"{entry.version_folder} is not as it was published",
                 fix="build the model again with `tritonsmith build`",
             )
+        if present.manifest != manifest:
+            raise RepositoryError(f"{entry.version_folder} was changed by another process", fix="try again")
         texts = {config_name(target): text_from_config(config) for target, config in configs.items()}
         inside = f"{entry.version}/"
         replaced = {*texts, inside + MANIFEST_NAME, *(inside + file for file in files)}

@@ -3,7 +3,7 @@
 <cache>/<target>-sm90-<key>/model.plan    the plan
 <cache>/<target>-sm90-<key>/plan.json     the plan's facts, and what became of each candidate
 <cache>/<target>-sm90-<key>.lock          held by the one that builds it
-<cache>/timing/<key>.cache                TensorRT's timings of kernels, which make the next build shorter
+<cache>/timing/                           TensorRT's timings of kernels, which make the next build shorter
 
 The driver is recorded and no part of the key: a plan holds kernels for its GPU, not text for the driver.
 """
@@ -65,9 +65,9 @@ def plan_from_cache(
         PlanError: `build` found no plan to publish, or the cache cannot be written.
     """
     folder = cache.absolute() / entry_name(order, tensorrt=tensorrt, device=device)
-    timing = cache.absolute() / "timing" / f"{_timing_key(tensorrt, device)}.cache"
+    timing = cache.absolute() / "timing"
     try:
-        existing_parent(timing)
+        existing_parent(timing / "a file")
     except RepositoryError as error:
         raise PlanError(
             f"the cache of plans {cache} cannot be written",
@@ -125,12 +125,6 @@ def find_plan(folder: Path, *, say: Say = lambda _: None) -> CachedPlan | None:
         say(f"the plan in {folder} is damaged (its SHA-256 is not the recorded one): building it again")
         return None
     return CachedPlan(path=folder / PLAN_NAME, facts=facts, candidates=candidates, built=False)
-
-
-def _timing_key(tensorrt: str, device: Device) -> str:
-    """TensorRT takes timings of its own version and of one kind of GPU alone."""
-    text = json.dumps([tensorrt, device.gpu, device.compute_capability])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @contextmanager

@@ -107,8 +107,8 @@ def decide(trials: Sequence[Trial], order: PlanOrder) -> list[Trial]:
 
 def yardstick_of(trials: Sequence[Trial]) -> Trial | None:
     """The plan that others are timed beside; one that is wrong still shows what FP16 costs."""
-    compiled = {trial.candidate.precision: trial for trial in reversed(trials) if trial.plan is not None}
-    return next((compiled[precision] for precision in YARDSTICKS if precision in compiled), None)
+    ran = {trial.candidate.precision: trial for trial in reversed(trials) if trial.agreement is not None}
+    return next((ran[precision] for precision in YARDSTICKS if precision in ran), None)
 
 
 def reason_of(error: EngineError) -> str:
