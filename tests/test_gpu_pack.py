@@ -31,7 +31,7 @@ def payload(tmp_path: Path) -> Path:
 
 def pack_payload(payload: Path, out: Path) -> parts.Bundle:
     out.mkdir(exist_ok=True)
-    bundle = pack_bundle("things", payload, out, part_bytes=LIMIT, chunk_bytes=CHUNK)
+    bundle = pack_bundle("models", payload, out, part_bytes=LIMIT, chunk_bytes=CHUNK)
     write_index(out, (bundle,))
     return bundle
 
@@ -66,7 +66,7 @@ def test_parts_arrive_in_rounds(payload: Path, tmp_path: Path) -> None:
     for number, part in enumerate(bundle.parts):
         (tmp_path / "out" / part.file).rename((first, second)[number % 2] / part.file)
     assert add_parts(first, state) == tuple(part.file for part in bundle.parts[1::2])
-    with pytest.raises(PackError, match=r"bundle things lacks things\.001\.part"):
+    with pytest.raises(PackError, match=r"bundle models lacks models\.001\.part"):
         unpack_bundle(bundle, state)
     assert add_parts(second, state) == ()
     assert content_of(unpack_bundle(bundle, state)) == content_of(payload)
@@ -78,7 +78,7 @@ def test_a_damaged_part_is_refused_and_the_others_are_added(payload: Path, tmp_p
     content = bytearray(damaged.read_bytes())
     content[100] ^= 1
     damaged.write_bytes(content)
-    with pytest.raises(PackError, match=r"things\.003\.part is damaged"):
+    with pytest.raises(PackError, match=r"models\.003\.part is damaged"):
         add_parts(tmp_path / "out", tmp_path / "state")
     assert missing_parts(tmp_path / "state", (bundle,)) == (damaged.name,)
 
@@ -95,7 +95,7 @@ def test_a_pack_that_was_cut_off_goes_on(
 ) -> None:
     whole = pack_payload(payload, tmp_path / "whole")
     out = tmp_path / "out"
-    work = out / ".work" / f"things-{whole.key[:16]}"
+    work = out / ".work" / f"models-{whole.key[:16]}"
     work.mkdir(parents=True)
     packed = b"".join((tmp_path / "whole" / part.file).read_bytes() for part in whole.parts)
     (work / "0000.xz").write_bytes(packed[: whole.chunk_bytes[0]])
@@ -109,7 +109,7 @@ def test_a_pack_that_was_cut_off_goes_on(
     monkeypatch.setattr(parts.lzma, "compress", compress_and_count)
     assert pack_payload(payload, out) == whole
     assert len(compressed) == len(whole.chunk_bytes) - 1
-    again = pack_bundle("things", payload, out, before=whole, part_bytes=LIMIT, chunk_bytes=CHUNK)
+    again = pack_bundle("models", payload, out, before=whole, part_bytes=LIMIT, chunk_bytes=CHUNK)
     assert again == whole
     assert len(compressed) == len(whole.chunk_bytes) - 1  # nothing was packed twice
 
@@ -141,10 +141,10 @@ def test_run_sh_adds_and_refuses(payload: Path, tmp_path: Path) -> None:
         )
 
     added = run_sh("add", str(tmp_path / "out"))
-    assert (added.returncode, added.stdout.splitlines()[-1]) == (0, "missing: things.000.part")
+    assert (added.returncode, added.stdout.splitlines()[-1]) == (0, "missing: models.000.part")
     refused = run_sh("run", "--out", str(tmp_path / "results"))
     assert refused.returncode == 1
-    assert "things.000.part" in refused.stderr
+    assert "models.000.part" in refused.stderr
     assert "Traceback" not in refused.stderr
     wrong = run_sh("unpack")
     assert wrong.returncode == 2

@@ -25,4 +25,4 @@ esac
 shift
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   { echo "run.sh: $python is older than Python 3.10; name another one in PYTHON" >&2; exit 2; }
-PYTHONPATH=$root/tests:$root/tools PYTHONDONTWRITEBYTECODE=1 exec "$python" -m "$module" "$@"
+RUN_SH_PYTHONPATH=${PYTHONPATH-} PYTHONPATH=$root/tests:$root/tools PYTHONDONTWRITEBYTECODE=1 exec "$python" -m "$module" "$@"
