@@ -24,6 +24,7 @@ from tritonsmith.cli_compress import (
     steps_from,
 )
 from tritonsmith.cli_deploy import add_deploy
+from tritonsmith.cli_lint import add_lint
 from tritonsmith.cli_options import add_code, add_conversion, add_json, add_source, conversion_from
 from tritonsmith.cli_plans import add_plans
 from tritonsmith.errors import TritonsmithError, UsageError
@@ -83,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"tritonsmith {__version__}")
     verbs = root.add_subparsers(metavar="VERB", required=True)
     for add in (
-        *(_add_convert, add_compress, _add_build, add_plans, _add_serve),
+        *(_add_convert, add_compress, _add_build, add_plans, add_lint, _add_serve),
         *(_add_validate, _add_bench, _add_infer, add_deploy, _add_doctor),
     ):
         add(verbs)
@@ -141,6 +142,15 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     add_steps(verb)
     verb.add_argument("--max-batch-size", type=int, metavar="N", help="largest batch that Triton may form")
     verb.add_argument("--version", type=int, metavar="N", help="version to publish (default: the next one)")
+    verb.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="serve from another engine too: tensorrt, openvino or onnxruntime; beside a recipe, which of its "
+        "targets (default: all)",
+    )
+    verb.add_argument("--defer", action="store_true", help="leave TensorRT plans to the GPU machine")
     add_conversion(verb)
     verb.add_argument("--force", action="store_true", help="replace the version if it is already published")
     add_json(verb)
@@ -160,6 +170,8 @@ def run_build(options: argparse.Namespace) -> int:
                 repository=options.repository,
                 force=options.force,
                 allow_code=options.allow_code,
+                targets=tuple(options.target),
+                defer=options.defer,
                 say=say,
             )
     else:
@@ -181,6 +193,7 @@ BUILD_KEEPS = ("name", "precision", "max_batch_size", "version", "opset", "serve
 
 def _build_request(options: argparse.Namespace) -> BuildRequest:
     from tritonsmith.recipe import BuildRequest
+    from tritonsmith.targets.table import targets_by_name
 
     if options.name is None:
         raise UsageError("build needs --name", expected="the model's name in the repository")
@@ -202,6 +215,8 @@ def _build_request(options: argparse.Namespace) -> BuildRequest:
         version=options.version,
         force=options.force,
         convert=conversion_from(options),
+        targets=targets_by_name(tuple(options.target)),
+        defer=options.defer,
     )
 
 

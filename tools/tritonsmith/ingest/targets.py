@@ -1,9 +1,4 @@
-"""Which opset and IR version each Triton release reads.
-
-A release's ONNX Runtime version stands in the server repository, docs/introduction/compatibility.md,
-"ONNX Runtime Versions". What an ONNX Runtime version reads was probed on its PyPI wheels (1.19.2, 1.20.1,
-1.21.0, 1.22.0, 1.23.2, 1.24.4, 1.27.0, 1.28.0): the newest opset and the newest IR version of a one-node
-model that loads without leave for unreleased opsets.
+"""Which opset and IR version each Triton release reads, by `containers.py`.
 
 The embedded server (24.10) runs the onnxruntime package of its own environment, which reads more than
 its row says. The row still counts, so that the same repository loads in NVIDIA's container.
@@ -16,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from tritonsmith.containers import CONTAINERS
 from tritonsmith.errors import SourceError, UsageError
 from tritonsmith.onnx_model import opset_of
 
@@ -32,49 +28,12 @@ class Server:
     ir_version: int
 
 
-# ONNX Runtime minor version -> newest opset, newest IR version
-RUNTIMES = {
-    "1.19": (21, 10),
-    "1.20": (21, 10),
-    "1.21": (22, 10),
-    "1.22": (22, 10),
-    "1.23": (23, 11),
-    "1.24": (25, 13),
-    "1.27": (26, 13),
-    "1.28": (26, 13),
-}
-
-# 25.08 has a commit on the way to 1.23.0 (1.23.0+1d1712fdaf): the release before is what it surely reads.
-RELEASES = {
-    "24.10": "1.19.2",
-    "24.11": "1.19.2",
-    "24.12": "1.20.1",
-    "25.01": "1.20.1",
-    "25.02": "1.20.1",
-    "25.03": "1.21.0",
-    "25.04": "1.21.0",
-    "25.05": "1.22.0",
-    "25.06": "1.22.0",
-    "25.07": "1.22.0",
-    "25.08": "1.22.0",
-    "25.09": "1.23.0",
-    "25.10": "1.23.1",
-    "25.11": "1.23.2",
-    "25.12": "1.23.2",
-    "26.01": "1.23.2",
-    "26.02": "1.24.1",
-    "26.03": "1.24.2",
-    "26.04": "1.24.4",
-    "26.05": "1.24.4",
-    "26.06": "1.24.4",
-    "26.07": "1.27.0",
-    "26.08": "1.28.0",
-}
-
 SERVERS: Mapping[str, Server] = {
-    release: Server(release=release, onnxruntime=runtime, opset=opset, ir_version=ir_version)
-    for release, runtime in RELEASES.items()
-    for opset, ir_version in [RUNTIMES[runtime.rpartition(".")[0]]]
+    row.release: Server(
+        release=row.release, onnxruntime=row.onnxruntime, opset=row.opset, ir_version=row.ir_version
+    )
+    for row in CONTAINERS.values()
+    if row.onnxruntime is not None and row.opset is not None and row.ir_version is not None
 }
 
 

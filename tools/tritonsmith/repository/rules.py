@@ -6,7 +6,7 @@ ValidateInstanceGroup), and a few combinations that load but do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from tritonclient.grpc import model_config_pb2
 
@@ -15,8 +15,17 @@ from tritonsmith.errors import RecipeError
 
 def check_rules(config: model_config_pb2.ModelConfig) -> None:
     """Raise RecipeError for a combination of fields that Triton would refuse or ignore."""
+    for error in broken_rules(config):
+        raise error
+
+
+def broken_rules(config: model_config_pb2.ModelConfig) -> Iterator[RecipeError]:
+    """What `check_rules` would raise, of every rule the first."""
     for rule in _RULES:
-        rule(config)
+        try:
+            rule(config)
+        except RecipeError as error:
+            yield error
 
 
 def _check_dynamic_batching(config: model_config_pb2.ModelConfig) -> None:

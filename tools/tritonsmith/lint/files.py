@@ -1,0 +1,141 @@
+"""The files that a configuration needs: versions, models, labels, warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from tritonclient.grpc import model_config_pb2
+
+from tritonsmith import dtypes
+from tritonsmith.lint.findings import Finding
+from tritonsmith.lint.scan import Model, Variant, served_versions
+from tritonsmith.repository.entry import WARMUP_FOLDER
+
+# What each backend opens where default_model_filename says nothing; plans are in plans.py.
+DEFAULT_FILES = {
+    "onnxruntime": "model.onnx",
+    "openvino": "model.xml",
+    "python": "model.py",
+    "pytorch": "model.pt",
+    "dali": "model.dali",
+}
+
+
+def check_files(model: Model, variant: Variant) -> Iterator[Finding]:
+    """What is missing beside a configuration."""
+    yield from _check_versions(model, variant)
+    for version in served_versions(variant.config, model.versions):
+        for name in _needed_files(variant):
+            folder = model.folder / str(version)
+            if not (folder / name).exists():
+                held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+                yield Finding(
+                    severity="error",
+                    model=model.name,
+                    place=f"{version}/{name}",
+                    what=f"the file that {variant.place} needs is missing",
+                    found=f"{', '.join(held) or 'nothing'} in {version}/",
+                    fix="build the model, or name the file in default_model_filename",
+                )
+    yield from _check_labels(model, variant)
+    yield from _check_warmup(model, variant)
+
+
+def model_filename(variant: Variant) -> str | None:
+    """The file in a version's folder that the backend opens; None where only the backend knows."""
+    return variant.config.default_model_filename or DEFAULT_FILES.get(variant.backend)
+
+
+def _needed_files(variant: Variant) -> Iterator[str]:
+    if variant.backend in ("ensemble", "tensorrt"):
+        return
+    name = model_filename(variant)
+    if name is not None:
+        yield name
+        if variant.backend == "openvino" and name.endswith(".xml"):
+            yield name.removesuffix(".xml") + ".bin"
+
+
+def _check_versions(model: Model, variant: Variant) -> Iterator[Finding]:
+    policy = variant.config.version_policy
+    absent = sorted(set(policy.specific.versions) - set(model.versions))
+    if absent:
+        yield Finding(
+            severity="error",
+            model=model.name,
+            place=variant.place,
+            what="version_policy.specific names versions that are not there",
+            found=str(absent),
+            expected=f"some of {list(model.versions)}",
+        )
+    elif not model.versions:
+        yield Finding(
+            severity="error",
+            model=model.name,
+            place="",
+            what="there is no version folder",
+            expected=f"{model.name}/1/ with the model",
+            fix="build the model first",
+        )
+
+
+def _check_labels(model: Model, variant: Variant) -> Iterator[Finding]:
+    for tensor in variant.config.output:
+        if not tensor.label_filename:
+            continue
+        path = model.folder / tensor.label_filename
+        if not path.is_file():
+            yield Finding(
+                severity="error",
+                model=model.name,
+                place=tensor.label_filename,
+                what=f"the label file of output {tensor.name!r} is missing",
+                fix="add it, or leave label_filename out",
+            )
+            continue
+        lines = len(path.read_bytes().splitlines())
+        last = tensor.dims[-1] if tensor.dims else -1
+        if last > 0 and lines != last:
+            yield Finding(
+                severity="warning",
+                model=model.name,
+                place=tensor.label_filename,
+                what=f"the labels do not fit output {tensor.name!r}: classes would be misnamed",
+                found=f"{lines} lines",
+                expected=f"{last} lines, one for each value",
+            )
+
+
+def _check_warmup(model: Model, variant: Variant) -> Iterator[Finding]:
+    for entry in variant.config.model_warmup:
+        for name, tensor in entry.inputs.items():
+            if tensor.WhichOneof("input_data_type") != "input_data_file":
+                continue
+            place = f"{WARMUP_FOLDER}/{tensor.input_data_file}"
+            path = model.folder / place
+            expected = _warmup_bytes(tensor)
+            if not path.is_file():
+                yield Finding(
+                    severity="error",
+                    model=model.name,
+                    place=place,
+                    what=f"the warm-up file of input {name!r} is missing",
+                    fix="build the model again, or leave model_warmup out",
+                )
+            elif expected is not None and path.stat().st_size < expected:
+                yield Finding(
+                    severity="error",
+                    model=model.name,
+                    place=place,
+                    what=f"the warm-up file of input {name!r} is too short: the model would not load",
+                    found=f"{path.stat().st_size} bytes",
+                    expected=f"{expected} bytes",
+                )
+
+
+def _warmup_bytes(tensor: model_config_pb2.ModelWarmup.Input) -> int | None:
+    data_type = dtypes.BY_CONFIG.get(model_config_pb2.DataType.Name(tensor.data_type))
+    if data_type is None or data_type.name == "string":
+        return None
+    return math.prod(int(dim) for dim in tensor.dims) * data_type.numpy.itemsize
