@@ -39,7 +39,7 @@ class Cuda:
             raise PlanError(f"CUDA failed in {function}", found=_words(self._library, code))
 
     def allocate(self, size_bytes: int) -> int:
-        """The address of new memory of the GPU; at least one byte, as an empty tensor needs an address too."""
+        """The address of new GPU memory; at least one byte, for an empty tensor needs an address too."""
         address = ADDRESS()
         self.call("cuMemAlloc_v2", ctypes.byref(address), SIZE(max(size_bytes, 1)))
         return address.value

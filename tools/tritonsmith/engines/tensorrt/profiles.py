@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from tritonsmith.artifact import BATCH_AXIS, TensorSpec
+from numpy.typing import NDArray
+
+from tritonsmith.artifact import BATCH_AXIS, Json, TensorSpec
 from tritonsmith.engines.tensorrt.options import AxisRange, PlanOptions, Profile
 from tritonsmith.errors import PlanError
 
 Shape = tuple[int, ...]
+
+MODE_SHARE = 0.2
 
 
 def free_axes(inputs: Iterable[TensorSpec]) -> tuple[str, ...]:
@@ -118,3 +124,117 @@ def _check_batch(number: int, batch: AxisRange, max_batch_size: int) -> None:
 
 def _users(axis: str, inputs: Sequence[TensorSpec]) -> str:
     return ", ".join(spec.name for spec in inputs if axis in spec.shape)
+
+
+def profiles_from_traffic(
+    statistics: Json,
+    inputs: Sequence[TensorSpec],
+    max_batch_size: int,
+    *,
+    model: str | None = None,
+    ranges: Mapping[str, AxisRange] | None = None,
+) -> tuple[Profile, ...]:
+    """Profiles for what a model was really sent: one for each batch size that its traffic gathers around.
+
+    `statistics` is Triton's answer to `GET /v2/models/<model>/stats`. A profile takes every batch from 1 to
+    the largest and is tuned for the size that carries the most samples; there are several where traffic
+    has several modes (`batch_modes`), the busiest first, which is the one that Triton takes by default.
+    `ranges` are those of the other free axes, from the recipe or from `ranges_from_samples`.
+
+    Raises:
+        PlanError: no statistics of this model, no execution in them, or an axis without a range.
+    """
+    if max_batch_size < 1 or BATCH_AXIS not in free_axes(inputs):
+        raise PlanError("traffic shapes batches, and this model has no batch axis")
+    samples: Counter[int] = Counter()
+    for size, count in executions_from_statistics(statistics, model).items():
+        samples[min(size, max_batch_size)] += size * count  # larger ones will come in several batches
+    profiles = tuple(
+        default_profile(
+            inputs,
+            max_batch_size,
+            ranges={**(ranges or {}), BATCH_AXIS: AxisRange(minimum=1, best=best, maximum=max_batch_size)},
+        )
+        for best in batch_modes(samples)
+    )
+    check_profiles(profiles, inputs, max_batch_size)
+    return profiles
+
+
+def executions_from_statistics(statistics: Json, model: str | None = None) -> dict[int, int]:
+    """Batch size -> how many executions had it, over all versions of a model, from Triton's `batch_stats`.
+
+    Raises:
+        PlanError: no statistics of this model, or no execution in them.
+    """
+    entries = statistics.get("model_stats") if isinstance(statistics, Mapping) else None
+    if not isinstance(entries, list):
+        raise PlanError(
+            "not Triton's statistics of a model",
+            expected="the answer to GET /v2/models/<model>/stats, with the key model_stats",
+        )
+    named = [entry for entry in entries if model is None or entry.get("name") == model]
+    if len({entry.get("name") for entry in named}) != 1:
+        raise PlanError(
+            f"no statistics of the model {model!r}"
+            if model
+            else "statistics of more than one model, or of none",
+            found=", ".join(sorted({str(entry.get("name")) for entry in entries})) or "no model",
+        )
+    executions: Counter[int] = Counter()
+    for batch in (batch for entry in named for batch in entry.get("batch_stats", ())):
+        executions[int(batch["batch_size"])] += int(batch["compute_infer"]["count"])  # gRPC gives texts
+    if not (seen := {size: count for size, count in executions.items() if size > 0 and count > 0}):
+        raise PlanError(
+            f"the statistics of {named[0].get('name')!r} hold no execution",
+            fix="save them from a server that has served for a while",
+        )
+    return seen
+
+
+def batch_modes(samples: Mapping[int, int]) -> tuple[int, ...]:
+    """The batch sizes that traffic gathers around, the busiest first, from batch size -> samples.
+
+    Sizes are binned by powers of two (1, 2, 3-4, 5-8, ...). A mode is a bin that no neighbour exceeds and
+    that holds at least 20 % of all samples; of two, the smaller counts only where a bin between them holds
+    less than half of it. Its size is the one in the bin that carries the most samples.
+    """
+    bins: Counter[int] = Counter()
+    for size, count in samples.items():
+        bins[(size - 1).bit_length()] += count
+    peaks = [
+        place
+        for place, count in sorted(bins.items(), key=lambda item: (-item[1], -item[0]))
+        if count >= max(MODE_SHARE * bins.total(), bins[place - 1], bins[place + 1])
+    ]
+    kept: list[int] = []
+    for place in peaks or [max(bins, key=lambda place: bins[place])]:
+        between = [range(min(place, other) + 1, max(place, other)) for other in kept]
+        if all(any(2 * bins[gap] < bins[place] for gap in gaps) for gaps in between):
+            kept.append(place)
+    return tuple(
+        max(
+            (size for size in samples if (size - 1).bit_length() == place),
+            key=lambda size: (samples[size], size),
+        )
+        for place in kept
+    )
+
+
+def ranges_from_samples(
+    inputs: Sequence[TensorSpec], samples: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, AxisRange]:
+    """The range of every free axis but the batch's, as observed: shortest, median and longest.
+
+    `samples` are requests: arrays by input name, batch axis included.
+    """
+    lengths: dict[str, list[int]] = {}
+    for request in samples:
+        for spec in inputs:
+            for axis, length in zip(spec.shape, request[spec.name].shape, strict=True):
+                if isinstance(axis, str) and axis != BATCH_AXIS:
+                    lengths.setdefault(axis, []).append(length)
+    return {
+        axis: AxisRange(minimum=min(seen), best=sorted(seen)[len(seen) // 2], maximum=max(seen))
+        for axis, seen in lengths.items()
+    }
