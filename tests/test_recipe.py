@@ -15,6 +15,7 @@ from tritonsmith.ingest.source import ConvertOptions
 from tritonsmith.recipe import BuildRequest, load_recipe
 from tritonsmith.repository.ensemble import EnsembleRequest, EnsembleStep
 from tritonsmith.repository.warmup import WarmupRequest
+from tritonsmith.targets.request import TargetRequest
 
 MODEL = '[model]\nname = "a"\nsource = "b.h5"\n'
 ENSEMBLE = '[[ensemble]]\nname = "e"\n'
@@ -57,6 +58,7 @@ def test_the_documented_example(tmp_path: Path) -> None:
         },
         labels={"probabilities": tmp_path / "labels.txt"},
         warmup=WarmupRequest(samples=tmp_path / "evaluation.npz", count=2, batch_size=1),
+        targets=(TargetRequest(name="gpu", backend="tensorrt", without_plan="defer"),),
     )
     step = EnsembleStep(
         model="digits_decode", version=1, inputs={"encoded": "IMAGE"}, outputs={"pixels": "pixels"}

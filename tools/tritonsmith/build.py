@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,21 +17,29 @@ from tritonsmith.errors import GateRefused, MissingExtraError, RecipeError, Repo
 from tritonsmith.fingerprint import fingerprint_of
 from tritonsmith.ingest import convert, source_sha256
 from tritonsmith.recipe import BACKENDS, PRECISIONS, BuildRequest, Recipe, load_recipe
-from tritonsmith.repository.config import check_config_table
-from tritonsmith.repository.entry import Entry, check_repository, find_entry, publish
+from tritonsmith.repository.config import check_config_table, served_precision
+from tritonsmith.repository.entry import Entry, check_repository, config_name, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
 from tritonsmith.samples import check_npz
 from tritonsmith.server.provision import cache_folder
+from tritonsmith.targets.check import check_targets, compiled_here, plans_of
+from tritonsmith.targets.table import pick_targets
 
 if TYPE_CHECKING:
     from tritonclient.grpc import model_config_pb2
 
     from tritonsmith.candidates import Candidate, Goal
     from tritonsmith.chain_build import Chain
+    from tritonsmith.compress.chain import Material
     from tritonsmith.compress.ledger import Ledger
     from tritonsmith.compress.search.outcome import SearchResult
+    from tritonsmith.compress.steps import StepSpec
+    from tritonsmith.engines.tensorrt.options import PlanOptions
     from tritonsmith.metrics import Metric
+    from tritonsmith.repository.labels import Labels
+    from tritonsmith.repository.warmup import Warmup
     from tritonsmith.samples import Samples
+    from tritonsmith.targets.build import BuiltTarget
 
 Say = Callable[[str], None]
 
@@ -74,6 +83,10 @@ class BuildReport:
                 for step in manifest.steps
             ],
             "files": dict(manifest.files),
+            "targets": [
+                {**asdict(target), "config": config_name(target.name), "deferred": target.deferred}
+                for target in manifest.targets
+            ],
         }
 
 
@@ -83,6 +96,7 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
     Raises:
         UsageError: options that do not fit together.
         GateRefused: the precision asked for loses more than the budget; nothing is published.
+        PlanError: a target's plan cannot be built on this machine, which is found before the long work.
         SourceError, SamplesError, CompressionError, RepositoryError, RecipeError: what their names say.
     """
     began_s = time.perf_counter()
@@ -93,45 +107,82 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
         if entry is not None:
             return BuildReport(entry=entry, unchanged=True, duration_s=time.perf_counter() - began_s)
         _refuse_published(request)
-
-    from tritonsmith.candidates import choose, judge_candidates, make_candidates
+    compiled = compiled_here(request)
 
     metric = _metric(request)
     with TemporaryDirectory(prefix="tritonsmith-build-") as temporary:
         folder = Path(temporary)
         fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
-        goal, data = _goal(request, fp32, metric)
-        ledger, search = None, None
-        if request.chained:
-            chain, search = _chain(request, fp32, goal, data, folder, say)
-            candidates, ledger = list(chain.candidates), chain.ledger
-        else:
-            candidates = make_candidates(fp32, goal, folder, say=say)
-            candidates = judge_candidates(candidates, goal, say=say)
-        candidates = choose(candidates, goal)
-        entry = _publish(request, candidates, fingerprint, ledger, search, say)
+        goal, data, config = _goal(request, fp32, metric)
+        plans = plans_of(request.targets, config, fp32)
+        made = _make(request, fp32, goal, data, folder, say)
+        model = _model_from(request, made.chosen)
+        targets = _build_targets(request, fp32, goal, made, model.config, plans, compiled, folder, say)
+        entry = _publish(request, made, model, targets, fingerprint, say)
     return BuildReport(entry=entry, unchanged=False, duration_s=time.perf_counter() - began_s)
 
 
-def _chain(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """The candidates of the default, one of them chosen, and what they were made by."""
+
+    candidates: list[Candidate]
+    specs: tuple[StepSpec, ...] = ()
+    material: Material | None = None  # where nothing needs it
+    ledger: Ledger | None = None
+    search: SearchResult | None = None
+
+    @property
+    def chosen(self) -> Candidate:
+        return next(candidate for candidate in self.candidates if candidate.chosen)
+
+
+def _make(
     request: BuildRequest,
     fp32: Artifact,
     goal: Goal,
     data: Mapping[str, Samples | None],
     folder: Path,
     say: Say,
-) -> tuple[Chain, SearchResult | None]:
-    from tritonsmith.chain_build import choose_steps, make_chain, material_from
+) -> _Made:
+    from tritonsmith.candidates import choose, judge_candidates, make_candidates
+    from tritonsmith.chain_build import material_from
 
-    material = material_from(
-        fp32,
-        data,
-        engine=request.backend,
-        metric=goal.metric,
-        max_drop=request.max_drop,
-        source=request.source,
-        convert=request.convert,
+    material = None
+    if request.chained or request.targets:
+        material = material_from(
+            fp32,
+            data,
+            engine=request.backend,
+            metric=goal.metric,
+            max_drop=request.max_drop,
+            source=request.source,
+            convert=request.convert,
+        )
+    if material is None or not request.chained:
+        candidates = make_candidates(fp32, goal, folder, say=say)
+        candidates = choose(judge_candidates(candidates, goal, say=say), goal)
+        return _Made(candidates=candidates, material=material)
+    chain, search = _chain(request, material, goal, data, folder, say)
+    return _Made(
+        candidates=choose(list(chain.candidates), goal),
+        specs=chain.specs,
+        material=chain.material,
+        ledger=chain.ledger,
+        search=search,
     )
+
+
+def _chain(
+    request: BuildRequest,
+    material: Material,
+    goal: Goal,
+    data: Mapping[str, Samples | None],
+    folder: Path,
+    say: Say,
+) -> tuple[Chain, SearchResult | None]:
+    from tritonsmith.chain_build import choose_steps, make_chain
+
     store = step_store()
     specs, material, found = choose_steps(
         request.steps, request.search, material, data["evaluation"], store=store, say=say
@@ -151,16 +202,28 @@ def step_store() -> Path:
     return cache_folder() / "steps"
 
 
+def plan_cache() -> Path:
+    """Where plans that this machine built are kept, by content."""
+    return cache_folder() / "plans"
+
+
 def build_recipe(
     path: Path,
     *,
     repository: Path,
     force: bool = False,
     allow_code: bool = False,
+    targets: tuple[str, ...] = (),
+    defer: bool = False,
     say: Say = lambda _: None,
 ) -> tuple[BuildReport, ...]:
-    """Build every model of a recipe, then its ensembles, in the order in which they are written."""
+    """Build every model of a recipe, then its ensembles, in the order in which they are written.
+
+    `targets` names those of the recipe's further targets that are built, `()` all; `defer` leaves their
+    plans to the GPU machine.
+    """
     recipe = load_recipe(path, repository=repository, force=force, allow_code=allow_code)
+    recipe = with_targets(recipe, targets, defer=defer)
     try:
         return _build_all(recipe, force=force, say=say)
     except RecipeError as error:  # one that only the model itself shows
@@ -185,6 +248,21 @@ def _build_all(recipe: Recipe, *, force: bool, say: Say) -> tuple[BuildReport, .
     return tuple(reports)
 
 
+def with_targets(recipe: Recipe, names: tuple[str, ...], *, defer: bool) -> Recipe:
+    """The recipe with those of its targets that `names` names, or all of them."""
+    builds = tuple(
+        replace(
+            request,
+            targets=pick_targets(request.targets, names, place=str(recipe.path)),
+            defer=defer,
+        )
+        for request in recipe.builds
+    )
+    if not builds and (names or defer):
+        raise UsageError(f"{recipe.path} has no [model], and so no targets")
+    return replace(recipe, builds=builds)
+
+
 def check_request(request: BuildRequest) -> None:
     """Raise for what is wrong whatever the model is, before anything long begins."""
     check_name(request.name)
@@ -198,8 +276,10 @@ def check_request(request: BuildRequest) -> None:
         raise UsageError(f"no precision is named {request.precision!r}", expected=", ".join(PRECISIONS))
     if request.backend not in BACKENDS:
         raise UsageError(f"no backend is named {request.backend!r}", expected=", ".join(BACKENDS))
-    if request.backend == "openvino" and importlib.util.find_spec("openvino") is None:
-        raise MissingExtraError("--backend openvino cannot be used", package="openvino", extra="openvino")
+    check_targets(request)
+    backends = {request.backend, *(target.backend for target in request.targets)}
+    if "openvino" in backends and importlib.util.find_spec("openvino") is None:
+        raise MissingExtraError("the backend openvino cannot be used", package="openvino", extra="openvino")
     if request.chained and (request.precision != "fp32" or (request.steps and request.search)):
         raise UsageError(
             "more than one wish at once",
@@ -257,7 +337,7 @@ def _metric(request: BuildRequest) -> Metric | None:
 
 def _goal(
     request: BuildRequest, fp32: Artifact, metric: Metric | None
-) -> tuple[Goal, dict[str, Samples | None]]:
+) -> tuple[Goal, dict[str, Samples | None], model_config_pb2.ModelConfig]:
     from tritonsmith.candidates import Goal, check_labels
     from tritonsmith.chain_build import ROLES, load_roles
     from tritonsmith.repository.config import config_from_artifact
@@ -287,31 +367,24 @@ def _goal(
         metric=metric,
         max_drop=request.max_drop,
     )
-    return goal, data
+    return goal, data, config
 
 
-def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str | None:
-    """What the backend computes floats in: ONNX Runtime what the file says, OpenVINO as it is configured."""
-    from tritonsmith.repository.config import inference_precision
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    """The default target, ready to be published."""
 
-    if backend != "openvino":
-        return "f32"
-    return inference_precision({key: value.string_value for key, value in config.parameters.items()})
+    artifact: Artifact
+    config: model_config_pb2.ModelConfig
+    labels: Labels
+    warmup: Warmup | None
 
 
-def _publish(
-    request: BuildRequest,
-    candidates: list[Candidate],
-    fingerprint: str,
-    ledger: Ledger | None,
-    search: SearchResult | None,
-    say: Say,
-) -> Entry:
+def _model_from(request: BuildRequest, chosen: Candidate) -> _Model:
     from tritonsmith.repository.config import config_from_artifact
     from tritonsmith.repository.labels import labels_from_files
     from tritonsmith.repository.warmup import warmup_from_samples
 
-    chosen = next(candidate for candidate in candidates if candidate.chosen)
     artifact = chosen.artifact
     assert artifact is not None  # noqa: S101 - only a candidate that was made is chosen
     labels = labels_from_files(request.labels, artifact.outputs)
@@ -325,6 +398,45 @@ def _publish(
         labels=labels.names,
         warmup=warmup,
     )
+    return _Model(artifact=artifact, config=config, labels=labels, warmup=warmup)
+
+
+def _build_targets(
+    request: BuildRequest,
+    fp32: Artifact,
+    goal: Goal,
+    made: _Made,
+    config: model_config_pb2.ModelConfig,
+    plans: Mapping[str, PlanOptions],
+    compiled: frozenset[str],
+    folder: Path,
+    say: Say,
+) -> tuple[BuiltTarget, ...]:
+    from tritonsmith.targets.build import TargetSource, build_targets
+
+    if made.material is None:
+        return ()
+    source = TargetSource(
+        fp32=fp32,
+        specs=made.specs,
+        material=made.material,
+        goal=goal,
+        chosen=made.chosen,
+        store=step_store(),
+        plans=plan_cache(),
+    )
+    return build_targets(request.targets, source, config, plans, compiled, folder, say=say)
+
+
+def _publish(
+    request: BuildRequest,
+    made: _Made,
+    model: _Model,
+    targets: tuple[BuiltTarget, ...],
+    fingerprint: str,
+    say: Say,
+) -> Entry:
+    artifact, chosen = model.artifact, made.chosen
     manifest = Manifest(
         name=request.name,
         version=0,  # set by publish
@@ -339,18 +451,23 @@ def _publish(
         files={},
         steps=artifact.steps,
         gate=None if chosen.gate is None else chosen.gate.json(),
-        candidates=tuple(candidate.json() for candidate in candidates),
-        ledger=None if ledger is None else ledger.json(),
-        search=None if search is None else search.json(),
+        candidates=tuple(candidate.json() for candidate in made.candidates),
+        ledger=None if made.ledger is None else made.ledger.json(),
+        search=None if made.search is None else made.search.json(),
+        targets=tuple(target.record for target in targets),
     )
     say(f"publishing {chosen.name} as {request.name}")
+    for target in targets:
+        for name, file in target.files.items():
+            shutil.copyfile(file, artifact.path.parent / name)
     return publish(
         artifact.path.parent,
-        config,
+        model.config,
         request.repository,
         manifest=manifest,
         version=request.version,
         force=request.force,
-        labels=labels.files,
-        warmup=None if warmup is None else warmup.files,
+        labels=model.labels.files,
+        warmup=None if model.warmup is None else model.warmup.files,
+        targets={target.record.name: target.config for target in targets},
     )

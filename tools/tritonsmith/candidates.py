@@ -44,6 +44,7 @@ class Candidate:
     name: str  # "fp32", "fp16", "int8-static", "int8-dynamic"
     precision: str
     artifact: Artifact | None = None  # None: it could not be made
+    source: Artifact | None = None  # the ONNX model that `artifact` was written from, or is
     size_bytes: int | None = None
     gate: GateReport | None = None
     speed: SpeedRatio | None = None
@@ -103,7 +104,7 @@ def make_candidates(fp32: Artifact, goal: Goal, folder: Path, *, say: Say) -> li
         except (CompressionError, EngineError) as error:
             if goal.precision != "auto":
                 raise
-            candidates.append(replace(candidate, refusal=_reason_of(error)))
+            candidates.append(replace(candidate, refusal=reason_of(error)))
     return candidates
 
 
@@ -120,8 +121,10 @@ def chain_candidates(artifacts: Sequence[Artifact], goal: Goal, folder: Path, *,
     return candidates
 
 
-def judge_candidates(candidates: list[Candidate], goal: Goal, *, say: Say) -> list[Candidate]:
-    """Each with its gate report and, other than FP32, its speed beside FP32."""
+def judge_candidates(
+    candidates: list[Candidate], goal: Goal, *, timed: bool = True, say: Say
+) -> list[Candidate]:
+    """Each with its gate report and, other than FP32 and where `timed`, its speed beside FP32."""
     if goal.evaluation is None:
         return candidates
     baseline = candidates[0]
@@ -138,7 +141,7 @@ def judge_candidates(candidates: list[Candidate], goal: Goal, *, say: Say) -> li
         except EngineError as error:
             if goal.precision != "auto" or candidate is baseline:
                 raise
-            judged.append(replace(candidate, refusal=_reason_of(error)))
+            judged.append(replace(candidate, refusal=reason_of(error)))
             continue
         if goal.metric is not None:
             say(f"judging {candidate.name} by {goal.metric.text}")
@@ -151,7 +154,7 @@ def judge_candidates(candidates: list[Candidate], goal: Goal, *, say: Say) -> li
                 say=say,
             )
             candidate = replace(candidate, gate=gate, refusal=None if gate.passed else gate.reason)
-        if candidate.name != "fp32":
+        if timed and candidate.name != "fp32":
             candidate = _timed(candidate, baseline, goal, say)
         judged.append(candidate)
     return judged
@@ -169,12 +172,12 @@ def choose(candidates: list[Candidate], goal: Goal) -> list[Candidate]:
     if goal.precision != "auto":
         best = candidates[-1]
         if best.refusal is not None:
-            raise GateRefused(*_refusal(best), fix=_next_step(best, goal))
+            raise refusal_of(best, goal)
     else:
         candidates = [_out_if_slower(candidate) for candidate in candidates]
         passing = [candidate for candidate in candidates if candidate.refusal is None]
         if not passing:
-            raise GateRefused(*_refusal(candidates[0]), fix=_next_step(candidates[0], goal))
+            raise refusal_of(candidates[0], goal)
         best = max(passing, key=lambda candidate: _merit(candidate, candidates[0]))
     return [
         replace(candidate, chosen=True)
@@ -184,7 +187,12 @@ def choose(candidates: list[Candidate], goal: Goal) -> list[Candidate]:
     ]
 
 
-def _reason_of(error: CompressionError | EngineError) -> str:
+def refusal_of(candidate: Candidate, goal: Goal) -> GateRefused:
+    """The error that says what the gate saw of a candidate, and what to do."""
+    return GateRefused(*_refusal(candidate), fix=_next_step(candidate, goal))
+
+
+def reason_of(error: CompressionError | EngineError) -> str:
     return error.what if error.found is None else f"{error.what}: {error.found}"
 
 
@@ -232,9 +240,10 @@ def _served(
 
         target = folder / "served"
         target.mkdir()
-        artifact = save_openvino(artifact, target / "model.xml", half=half, say=say)
-        return replace(candidate, artifact=artifact, size_bytes=ir_bytes(artifact.path))
-    return replace(candidate, artifact=artifact, size_bytes=onnx_model.model_bytes(artifact.path))
+        served = save_openvino(artifact, target / "model.xml", half=half, say=say)
+        return replace(candidate, artifact=served, source=artifact, size_bytes=ir_bytes(served.path))
+    size_bytes = onnx_model.model_bytes(artifact.path)
+    return replace(candidate, artifact=artifact, source=artifact, size_bytes=size_bytes)
 
 
 def _outputs(candidate: Candidate, goal: Goal, precision: str | None) -> dict[str, NDArray[Any]]:

@@ -34,6 +34,8 @@ class Chain:
     artifacts: tuple[Artifact, ...]
     candidates: tuple[Candidate, ...]
     ledger: Ledger
+    specs: tuple[StepSpec, ...]
+    material: Material
 
 
 def load_roles(paths: Mapping[str, Path | None], fp32: Artifact) -> dict[str, Samples | None]:
@@ -124,4 +126,10 @@ def make_chain(
             "there are no samples to measure latency on", expected="evaluation or calibration data"
         )
     ledger = measure_ledger(artifacts, samples, engine=goal.engine)
-    return Chain(artifacts=artifacts, candidates=tuple(candidates), ledger=ledger)
+    return Chain(
+        artifacts=artifacts,
+        candidates=tuple(candidates),
+        ledger=ledger,
+        specs=tuple(specs),
+        material=material,
+    )

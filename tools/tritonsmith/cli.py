@@ -147,8 +147,8 @@ def _add_build(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="append",
         default=[],
         metavar="NAME",
-        help="serve from another engine too: tensorrt, openvino or onnxruntime; beside a recipe, which of its "
-        "targets (default: all)",
+        help="serve by another engine too: tensorrt, openvino or onnxruntime; beside a recipe, those of its "
+        "targets to build (default: all)",
     )
     verb.add_argument("--defer", action="store_true", help="leave TensorRT plans to the GPU machine")
     add_conversion(verb)

@@ -32,6 +32,7 @@ TOOLS = (
 LEFT_OUT = (
     *("repository", "version", "force", "source", "labels"),
     *("calibration", "training", "tuning", "evaluation"),
+    *("targets", "defer"),  # see _targets
 )
 
 
@@ -55,8 +56,21 @@ def fingerprint_of(request: BuildRequest, *, arithmetic: dict[str, Json]) -> str
             if isinstance(spec, Distill) and spec.student is not None
         ],
         "modules": _modules(request),
+        **_targets(request),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _targets(request: BuildRequest) -> dict[str, Json]:
+    """What further targets add: nothing where there are none; TensorRT's version where it builds here."""
+    if not request.targets:
+        return {}
+    targets = [{**asdict(target), "traffic": None} for target in request.targets]
+    return {
+        "targets": targets,
+        "defer": request.defer,
+        "tensorrt": {} if request.defer else tool_versions("tensorrt", "tensorrt-bindings"),
+    }
 
 
 def _files(request: BuildRequest) -> dict[str, Path]:
@@ -68,6 +82,7 @@ def _files(request: BuildRequest) -> dict[str, Path]:
     }
     if request.warmup is not None:
         roles["warmup"] = request.warmup.samples
+    roles |= {f"traffic of {target.name}": target.traffic for target in request.targets}
     roles |= {f"labels {output} {path.name}": path for output, path in request.labels.items()}
     files = {role: path for role, path in roles.items() if path is not None}
     for role, path in files.items():

@@ -107,6 +107,15 @@ def copy_model(path: Path, target: Path) -> Path:
     return target
 
 
+def copy_renamed(path: Path, target: Path) -> Path:
+    """Copy a model to `target` with its data in `<target>.data`, so that several can lie in one folder."""
+    if len(model_files(path)) == 1:
+        shutil.copyfile(path, target)
+    else:
+        save_model(load_model(path, with_weights=False), target, weights_from=path.parent)
+    return target
+
+
 def model_bytes(path: Path) -> int:
     """Bytes on disk of the model with its external data."""
     return sum(file.stat().st_size for file in model_files(path))

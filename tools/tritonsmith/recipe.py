@@ -53,6 +53,10 @@ A recipe holds a [model], any number of [[ensemble]], or both; paths start from 
     [ensemble.config]                # as [config]; [ensemble.labels] as [labels]
     response_cache = {enable = true}
 
+    [target.gpu]                     # a further target: configs/gpu.pbtxt; targets/table.py has all its keys
+    backend = "tensorrt"
+    without_plan = "defer"
+
 Instead of a precision, a recipe can name compression steps in their order (compress/steps.py has each with
 its options), or bounds for a search over them:
 
@@ -97,6 +101,8 @@ from tritonsmith.repository.config import ENSEMBLE_FIELDS, check_config_table
 from tritonsmith.repository.ensemble import EnsembleRequest, EnsembleStep
 from tritonsmith.repository.names import check_name, check_version
 from tritonsmith.repository.warmup import WarmupRequest
+from tritonsmith.targets.request import TargetRequest
+from tritonsmith.targets.table import PLAN_KEYS, TARGET_KEYS, targets_from_tables
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -114,6 +120,7 @@ TABLES: Keys = {
     "config": dict,
     "labels": dict,
     "search": dict,
+    "target": dict,
     "warmup": dict,
     "ensemble": list,
 }
@@ -142,6 +149,8 @@ KEYS: Mapping[str, Keys] = {
         "seconds": float,
         "epochs": int,
     },
+    "target": TARGET_KEYS,
+    "target.plan": PLAN_KEYS,
     "warmup": {"samples": str, "count": int, "batch_size": int},
     "ensemble": {
         "name": str,
@@ -182,6 +191,8 @@ class BuildRequest:
     config: Mapping[str, Json] = field(default_factory=dict)  # fields of model_config.proto
     labels: Mapping[str, Path] = field(default_factory=dict)  # output -> label file
     warmup: WarmupRequest | None = None
+    targets: tuple[TargetRequest, ...] = ()  # further ones, beside the default
+    defer: bool = False  # leave the building of plans to the GPU machine, whatever there is here
 
     @property
     def chained(self) -> bool:
@@ -282,6 +293,7 @@ def _build_from(
         config=config,
         labels=_labels_from(document.get("labels", {}), "labels", base),
         warmup=_warmup_from(document.get("warmup"), base),
+        targets=targets_from_tables(document.get("target", {}), base, KEYS),
     )
 
 

@@ -8,11 +8,18 @@ from typing import Any, TypeAlias
 from tritonsmith.errors import RecipeError
 from tritonsmith.repository.table import describe, nearest
 
-# A key and the type of its value; `list` is an array of tables under `step` and `ensemble`.
+# A key and the type of its value; `list` is an array of tables under those in _TABLE_ARRAYS.
 Keys: TypeAlias = Mapping[str, type]
 
-_KINDS = {str: "a string", int: "an integer", float: "a number", dict: "a table", list: "an array"}
-_TABLE_ARRAYS = ("step", "ensemble", "compress")
+_KINDS = {
+    bool: "true or false",
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    dict: "a table",
+    list: "an array",
+}
+_TABLE_ARRAYS = ("step", "ensemble", "compress", "profile")
 
 
 def check_keys(
@@ -39,7 +46,7 @@ def _check_type(value: object, kind: type, here: str, *, tables: bool) -> None:
     if kind is object:
         return  # its reader says what it takes
     accepted: tuple[type, ...] = (int, float) if kind is float else (kind,)
-    if isinstance(value, bool) or not isinstance(value, accepted):
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, accepted):
         fix = f"write [[{here}]]" if tables and isinstance(value, Mapping) else None
         raise RecipeError(f"{here} has the wrong type", found=describe(value), expected=_KINDS[kind], fix=fix)
     if tables and isinstance(value, list) and not all(isinstance(item, Mapping) for item in value):

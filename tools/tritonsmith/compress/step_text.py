@@ -53,8 +53,11 @@ CLOSED_RANGES: Mapping[str, tuple[float, float]] = {
     "rows": (1, math.inf),
 }
 BITS = (4, 8)
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|kB|KB|MB|GB)")
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|kB|KB|MB|GB|KiB|MiB|GiB)")
+_UNITS = {
+    **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
+    **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
+}
 
 
 def spec_from_table(table: Mapping[str, Any], *, place: str) -> StepSpec:
@@ -136,7 +139,7 @@ def text_from_spec(spec: StepSpec) -> str:
 
 
 def bytes_from(size: object, place: str) -> int:
-    """A number of bytes from `30000`, `"30 kB"` or `"9.1 MB"`, in decimal units.
+    """A number of bytes from `30000`, `"30 kB"` or `"9.1 MB"` (decimal), or `"4 GiB"` (binary).
 
     Raises:
         RecipeError: anything else.

@@ -104,6 +104,13 @@ def inference_precision(parameters: Mapping[str, str]) -> str | None:
     return parameters.get(INFERENCE_PRECISION, "").lower() or None
 
 
+def served_precision(backend: str, config: model_config_pb2.ModelConfig) -> str | None:
+    """What the backend computes floats in: ONNX Runtime what the file says, OpenVINO as it is configured."""
+    if backend != "openvino":
+        return "f32"
+    return inference_precision({key: value.string_value for key, value in config.parameters.items()})
+
+
 def fill_config(
     config: model_config_pb2.ModelConfig, extra: Mapping[str, Json], *, place: str = "config"
 ) -> None:

@@ -1,0 +1,107 @@
+"""What is wrong with targets, found before the long work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tritonclient.grpc import model_config_pb2
+
+from tritonsmith.artifact import Artifact
+from tritonsmith.engines.tensorrt.options import PlanOptions
+from tritonsmith.engines.tensorrt.profiles import filled_profiles
+from tritonsmith.engines.tensorrt.versions import why_unavailable
+from tritonsmith.errors import PlanError, RecipeError, UsageError
+from tritonsmith.targets.config import config_for_target
+from tritonsmith.targets.request import TargetRequest
+
+if TYPE_CHECKING:
+    from tritonsmith.recipe import BuildRequest
+
+
+def check_targets(request: BuildRequest) -> None:
+    """Raise for targets that are wrong whatever the model is, before anything long begins.
+
+    Raises:
+        UsageError: a precision without the data to judge it, two targets of one name, nothing to defer.
+    """
+    names = [target.name for target in request.targets]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"two targets are named {twice!r}", expected="a name for each")
+    planned = [target for target in request.targets if target.backend == "tensorrt"]
+    if request.defer and not planned:
+        raise UsageError("--defer defers nothing", expected="a target whose backend is tensorrt")
+    for target in planned:
+        narrow = target.precision != "fp32"
+        if target.precision == "int8" and request.calibration is None:
+            raise UsageError(
+                f"target {target.name!r} asks for INT8, which needs calibration data, and none is made up",
+                expected="--calibration X.npz, or accuracy.calibration in a recipe",
+            )
+        if target.precision == "int8" and request.evaluation is None:
+            raise UsageError(
+                f"target {target.name!r} asks for INT8, which needs an accuracy budget",
+                expected="--evaluation X.npz --metric M --max-drop D, or [accuracy] in a recipe",
+            )
+        if narrow and request.evaluation is not None and request.max_drop is None:
+            raise UsageError(
+                f"target {target.name!r} with precision {target.precision} needs --max-drop",
+                expected="how much worse the metric may become; 0.01 of accuracy is one percentage point",
+            )
+
+
+def compiled_here(request: BuildRequest) -> frozenset[str]:
+    """The targets whose plans are built on this machine, now.
+
+    Raises:
+        PlanError: one must be, and cannot; what is missing is said.
+    """
+    planned = [target for target in request.targets if target.backend == "tensorrt"]
+    planned = [target for target in planned if not request.defer and target.without_plan != "defer"]
+    if not planned:
+        return frozenset()
+    missing = why_unavailable()
+    if missing is None:
+        return frozenset(target.name for target in planned)
+    must = [target.name for target in planned if target.without_plan == "fail"]
+    if must:
+        raise PlanError(
+            f"target {must[0]!r}: a TensorRT plan cannot be built on this machine",
+            found=missing,
+            fix="add --defer: the plan is then built on the GPU machine, before the server is ready; or build "
+            "on a machine with a GPU, in NVIDIA's container (docker/)",
+        )
+    return frozenset()
+
+
+def plans_of(
+    targets: Sequence[TargetRequest], default: model_config_pb2.ModelConfig, artifact: Artifact
+) -> dict[str, PlanOptions]:
+    """Each target's plan options with every profile complete, once its configuration is known to be sound.
+
+    Raises:
+        RecipeError: a configuration that Triton would refuse or that is another model than the default's, a
+            free axis without a range, or a range that does not fit.
+    """
+    plans = {target.name: _plan_of(target, default, artifact) for target in targets}
+    for target in targets:
+        config_for_target(default, target, inputs=artifact.inputs, plan=plans[target.name])
+    return plans
+
+
+def _plan_of(
+    request: TargetRequest, default: model_config_pb2.ModelConfig, artifact: Artifact
+) -> PlanOptions:
+    if request.backend != "tensorrt":
+        return request.plan
+    size = default.max_batch_size if request.max_batch_size is None else request.max_batch_size
+    try:
+        return filled_profiles(request.plan, artifact.inputs, size)
+    except PlanError as error:
+        raise RecipeError(
+            f"target.{request.name}: {error.what}",
+            found=error.found,
+            expected=error.expected,
+            fix=f"write [[target.{request.name}.profile]] into a recipe, with [smallest, usual, largest] for "
+            "each free axis",
+        ) from error
