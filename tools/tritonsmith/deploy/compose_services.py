@@ -43,14 +43,11 @@ def triton(settings: TritonService, sizes: Sizes, *, published: bool, profile: s
     service["build"] = {"context": ".", "dockerfile": f"Dockerfile.{settings.role}"}
     if gpu:
         service["build"]["args"] = {"TRITON_RELEASE": _variable("TRITON_RELEASE", settings.release)}
-        tag = _variable("TRITON_RELEASE", settings.release)
-        service["image"] = f"{_variable('TRITON_GPU_IMAGE', 'tritonsmith-gpu')}:{tag}"
-    else:
-        service["image"] = _variable("TRITON_CPU_IMAGE", "tritonsmith-cpu")
+    service["image"] = _variable(f"TRITON_{settings.role.upper()}_IMAGE", f"tritonsmith-{settings.role}")
     service |= _hardened(
         user=_variable("TRITON_USER", "10001:10001"),
         memory_bytes=sizes.memory_bytes,
-        cpus=_variable("TRITON_CPUS", f"{sizes.cpu_limit_milli / 1000:g}"),
+        cpus=_variable("TRITON_CPUS", f"{sizes.cpu_limit_milli / 1000:.1f}"),
         pids=settings.pids,
     )
     service["shm_size"] = _mebibytes(sizes.shm_bytes)
@@ -89,7 +86,7 @@ def balancer(replicas: Sequence[str], memory_bytes: int) -> Service:
     """haproxy in front of `replicas`; started with the profile balanced."""
     service = _profile("balanced")
     service["image"] = _variable("HAPROXY_IMAGE", IMAGES["HAPROXY_IMAGE"])
-    service |= _hardened(user="10001:10001", memory_bytes=memory_bytes, cpus="1", pids=64)
+    service |= _hardened(user="10001:10001", memory_bytes=memory_bytes, cpus="1.0", pids=64)
     service["command"] = ["haproxy", "-W", "-db", "-f", "/etc/haproxy.cfg"]
     service["stop_signal"] = "SIGUSR1"  # ends when the requests in flight are answered
     service["stop_grace_period"] = "15s"
@@ -109,7 +106,7 @@ def balancer(replicas: Sequence[str], memory_bytes: int) -> Service:
 
 def prometheus() -> Service:
     service: Service = {"image": _variable("PROMETHEUS_IMAGE", IMAGES["PROMETHEUS_IMAGE"])}
-    service |= _hardened(user=_NOBODY, memory_bytes=1024 * MIB, cpus="1", pids=128)
+    service |= _hardened(user=_NOBODY, memory_bytes=1024 * MIB, cpus="1.0", pids=128)
     service["command"] = [
         "--config.file=/etc/prometheus/prometheus.yml",
         "--storage.tsdb.path=/prometheus",
@@ -129,7 +126,7 @@ def prometheus() -> Service:
 def grafana() -> Service:
     """Its admin password comes from a secret; without the file, Grafana refuses to start."""
     service: Service = {"image": _variable("GRAFANA_IMAGE", IMAGES["GRAFANA_IMAGE"])}
-    service |= _hardened(user=_GRAFANA, memory_bytes=512 * MIB, cpus="1", pids=256)
+    service |= _hardened(user=_GRAFANA, memory_bytes=512 * MIB, cpus="1.0", pids=256)
     service["environment"] = {
         # Two dollars are one to Grafana, which reads the file itself.
         "GF_SECURITY_ADMIN_PASSWORD": "$$__file{/run/secrets/grafana_admin_password}",
@@ -159,7 +156,7 @@ def bench(release: str, model: str, shape_arguments: Sequence[str]) -> Service:
     service = _profile("bench")
     sdk = f"nvcr.io/nvidia/tritonserver:{_variable('TRITON_RELEASE', release)}-py3-sdk"
     service["image"] = sdk
-    service |= _hardened(user="10001:10001", memory_bytes=2048 * MIB, cpus="1", pids=512)
+    service |= _hardened(user="10001:10001", memory_bytes=2048 * MIB, cpus="1.0", pids=512)
     service["command"] = [
         *("perf_analyzer", "-u", f"triton:{GRPC_PORT}", "-i", "grpc"),
         *("-m", _variable("BENCH_MODEL", model), *shape_arguments),
