@@ -65,3 +65,29 @@ def test_no_framework_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_plans_lack_is_named_and_is_no_illness() -> None:
+    from tritonsmith.engines.tensorrt.versions import why_unavailable
+
+    reason = why_unavailable()
+    if reason is None:
+        pytest.skip("this machine builds plans")
+    found = by_name(diagnose())
+    assert {found["gpu"].status, found["tensorrt"].status} <= {"ok", "info"}
+    assert reason in found["gpu"].detail + found["tensorrt"].detail
+
+
+def test_a_client_without_an_engine_is_no_container_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tmp_path / "docker"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "neither" in by_name(diagnose())["containers"].detail
+    client.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n")
+    client.chmod(0o755)
+    found = by_name(diagnose())["containers"]
+    assert found.status == "info"
+    assert "reaches no engine: Cannot connect" in found.detail
+    client.write_text("#!/bin/sh\necho 20.10.24\n")
+    assert by_name(diagnose())["containers"].detail == f"{client}, engine 20.10.24"

@@ -7,13 +7,14 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tritonsmith.errors import ProvisionError, ServerError
 from tritonsmith.server.environment import find_environment
@@ -22,6 +23,9 @@ from tritonsmith.server.options import ServerOptions
 from tritonsmith.server.ports import refuse_used_port
 from tritonsmith.server.proof import prove_inference
 from tritonsmith.server.provision import CACHE_VARIABLE, cache_folder, run_pip
+
+if TYPE_CHECKING:
+    from tritonsmith.engines.tensorrt.facts import Device
 
 Status = Literal["ok", "info", "warn", "fail"]
 
@@ -67,7 +71,8 @@ def diagnose(*, index: bool = False) -> tuple[Finding, ...]:
         _look_at_server(),
         _look_at_perf_analyzer(),
         *(_look_at_extra(extra, packages) for extra, packages in _EXTRAS.items()),
-        *_look_at_absences(),
+        *_look_at_tensorrt(),
+        _look_at_containers(),
         *((_look_at_index(),) if index else ()),
     )
 
@@ -228,22 +233,43 @@ def _find_version(names: str) -> str | None:
     return None
 
 
-def _look_at_absences() -> tuple[Finding, ...]:
-    """What only other targets need."""
-    gpus = [entry.name for entry in Path("/proc/driver/nvidia/gpus").glob("*")]
-    docker = shutil.which("docker") or shutil.which("podman")
-    tensorrt = _find_version("tensorrt")
-    return (
-        Finding(
-            name="gpu", status="ok" if gpus else "info", detail=", ".join(gpus) or "none, and none needed"
-        ),
-        Finding(
-            name="tensorrt", status="ok" if tensorrt else "info", detail=tensorrt or "none, and none needed"
-        ),
-        Finding(
-            name="containers", status="ok" if docker else "info", detail=docker or "none, and none needed"
-        ),
-    )
+def _look_at_tensorrt() -> tuple[Finding, ...]:
+    """What `build --target tensorrt` and `plans` need: a GPU, its driver, and TensorRT."""
+    from tritonsmith.engines.tensorrt.versions import device, import_tensorrt
+    from tritonsmith.errors import PlanError
+
+    looks: dict[str, Callable[[], str]] = {
+        "gpu": lambda: _gpu_text(device()),
+        "tensorrt": lambda: f"TensorRT {import_tensorrt().__version__}",
+    }
+    findings = []
+    for name, look in looks.items():
+        try:
+            findings.append(Finding(name=name, status="ok", detail=look()))
+        except PlanError as error:
+            detail = f"{error.what}: {error.found}" if error.found else error.what
+            findings.append(Finding(name=name, status="info", detail=f"{detail}; only plans need it"))
+    return tuple(findings)
+
+
+def _gpu_text(gpu: Device) -> str:
+    return f"{gpu.gpu}, compute capability {gpu.compute_capability}, driver {gpu.driver}"
+
+
+def _look_at_containers() -> Finding:
+    name = "containers"
+    client = shutil.which("docker") or shutil.which("podman")
+    if client is None:
+        return Finding(name=name, status="info", detail="neither docker nor podman, and none needed")
+    command = [client, "version", "--format", "{{.Server.Version}}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(name=name, status="info", detail=f"{client} does not answer: {error}")
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return Finding(name=name, status="info", detail=f"{client} reaches no engine: {reason}")
+    return Finding(name=name, status="ok", detail=f"{client}, engine {done.stdout.strip()}")
 
 
 def _look_at_index() -> Finding:
