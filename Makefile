@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test check format bench bench-compression clean
+.PHONY: help demo models serve test test-manifests check format bench bench-compression clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -18,6 +18,12 @@ help: ## Show these targets
 
 .venv/.dev: pyproject.toml tools/constraints.txt tools/install.sh
 	@PYTHON='$(PYTHON)' tools/install.sh dev 'all,digits,minilm,dev'
+
+.cache/manifest-tools/.done: tools/manifest-tools.txt
+	@rm -rf .cache/manifest-tools && $(PYTHON) -m venv .cache/manifest-tools
+	@echo 'installing the tools that lint manifests into .cache/manifest-tools' >&2
+	@.cache/manifest-tools/bin/python -m pip install --quiet --no-input -r tools/manifest-tools.txt
+	@touch $@
 
 demo: .venv/.demo ## From a Keras .h5 to a validated, benchmarked Triton service
 	@$(RUN) tools/recipes/digits/demo.py
@@ -30,6 +36,9 @@ serve: models ## Serve model_repository/ until Ctrl-C
 
 test: .venv/.dev ## Run the tests
 	@$(RUN) -m pytest
+
+test-manifests: .venv/.dev .cache/manifest-tools/.done ## Lint rendered manifests and Dockerfiles with the public tools
+	@TRITONSMITH_MANIFEST_TOOLS='$(CURDIR)/.cache/manifest-tools/bin' $(RUN) -m pytest -m manifests
 
 check: .venv/.dev ## Lint and type-check
 	@$(RUN) -m ruff check .
