@@ -1,7 +1,7 @@
 """TensorRT's published bindings without its libraries: enough to look at every class, method and enum.
 
-The wheels on the package index are about 1 MB. They want `libnvinfer` and its siblings by name; empty libraries
-of these names, compiled here, are all that an import takes. Nothing of TensorRT can be run with them.
+The wheels on the package index are about 1 MB. They want `libnvinfer` and its siblings by name; empty
+libraries of these names, compiled here, are all that an import takes. Nothing of TensorRT runs with them.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ LAST_PYTHON_OF_86 = (3, 11)
 
 
 def run_with_binding(
-    version: str, code: str, *arguments: str, driver: bool = False, gpus: int = 1
+    version: str, code: str, *arguments: str, driver: bool = False, gpus: int = 1, libraries: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code in which `import tensorrt_bindings` is this version's binding.
 
-    With `driver`, `libcuda.so.1` is the stand-in of libcuda.c. Skips where there is no C compiler, and where
+    With `driver`, `libcuda.so.1` is the stand-in of libcuda.c. Without `libraries`, the binding's own are not
+    there. Skips where there is no C compiler, and where
     this Python has no wheel of 8.6.
     """
     folder = binding_folder(version)
-    libraries = [str(stand_in_libraries(version.split(".")[0]))]
-    if driver:
-        libraries.append(str(stand_in_driver()))
+    paths = [str(stand_in_libraries(version.split(".")[0]))] if libraries else []
+    paths += [str(stand_in_driver())] if driver else []
     environment = clean_environment() | {
-        "LD_LIBRARY_PATH": ":".join(libraries),
+        "LD_LIBRARY_PATH": ":".join(paths),
         "PYTHONPATH": ":".join((str(folder), str(TESTS), str(TESTS.parent / "tools"))),
         "STAND_IN_GPUS": str(gpus),
         "OMP_NUM_THREADS": "1",

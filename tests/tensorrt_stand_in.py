@@ -1,9 +1,10 @@
 """TensorRT's objects without TensorRT, as strict as a published binding: run in a process that imported it.
 
 Every object here stands for a class of the binding that is imported. It has only the names that this class
-really has in this version, takes only as many arguments, of the kinds, as the binding's own signatures say, and
-sets only what can be set. So a call that a version removed fails here as it would on a GPU. Enums, ILogger and
-IProgressMonitor are the binding's own. The one model doubles its input: y = 2 x, float32 [batch, 3].
+really has in this version, takes only as many arguments, of the kinds, as the binding's own signatures say,
+and sets only what can be set. So a call that a version removed fails here as it would on a GPU. Enums,
+ILogger and IProgressMonitor are the binding's own. The one model doubles its input: y = 2 x, float32
+[batch, 3].
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class World:
         """A fresh world for the next scenario."""
         self.calls: list[list[Any]] = []
         self.data_type, self.layer_type = "FLOAT", "CAST"  # of the network's one layer
-        self.during_build: Callable[[], None] = lambda: None
+        self.during_build: Callable[[], object] = lambda: None
         self.stripped = False
         self.shape_tensor = False
         self.builds = True

@@ -1,7 +1,7 @@
 """Building, running and refitting as far as they go without a GPU: every call is one that the version has.
 
-TensorRT's objects are stand-ins that are as strict as the published bindings (tensorrt_stand_in.py), the driver
-is libcuda.c. What TensorRT and a GPU make of the calls is tested in tests/gpu/.
+TensorRT's objects are stand-ins that are as strict as the published bindings (tensorrt_stand_in.py), the
+driver is libcuda.c. What TensorRT and a GPU make of the calls is tested in tests/gpu/.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_a_build_asks_for_what_the_options_say(answers: Answers, version: str) -
     flags = [flag for (flag,) in arguments_of(answer, "IBuilderConfig", "set_flag")]
     assert flags == ["SPARSE_WEIGHTS", "VERSION_COMPATIBLE"]
     assert arguments_of(answer, "IBuilderConfig", "clear_flag") == [["TF32"]]
-    # NetworkDefinitionCreationFlag: EXPLICIT_BATCH is bit 0 on 8.6, STRONGLY_TYPED bit 1 on 10 and bit 0 on 11
+    # EXPLICIT_BATCH is bit 0 on 8.6; STRONGLY_TYPED is bit 1 on 10 and bit 0 on 11
     assert arguments_of(answer, "Builder", "create_network") == [[2 if version.startswith("10.") else 1]]
     assert arguments_of(answer, "IBuilderConfig", "set_memory_pool_limit") == [["WORKSPACE", 1 << 20]]
     assert arguments_of(answer, "IBuilderConfig", "builder_optimization_level=") == [[5]]

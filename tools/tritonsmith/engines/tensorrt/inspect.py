@@ -49,9 +49,9 @@ class PlanLayer:
 
     @property
     def precision(self) -> str:
-        """What it computes in: its weights' precision, else its first input's, else "unknown"."""
-        known = [p for p in (self.weights, *self.inputs, *self.outputs) if p not in (None, UNKNOWN)]
-        return str(known[0]) if known else UNKNOWN
+        """What it computes in: its first input's precision (weights alone may be smaller), or "unknown"."""
+        known = [p for p in (*self.inputs, *self.outputs, self.weights or UNKNOWN) if p != UNKNOWN]
+        return known[0] if known else UNKNOWN
 
     @property
     def multiplies(self) -> bool:
