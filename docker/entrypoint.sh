@@ -13,6 +13,8 @@ set -euo pipefail
 MODELS=/models
 CACHE=/var/cache/tritonsmith
 CLOSE_IDLE=/usr/local/lib/close_idle.so
+# ONNX Runtime reports its use, models' names among it, to its maker unless told not to.
+export ORT_DISABLE_TELEMETRY=1
 export TRITONSMITH_HTTP_PORT=${TRITONSMITH_HTTP_PORT:-8000}
 
 refuse() {

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Makes debian:bookworm-slim in the engine of DOCKER_HOST with debootstrap, where no image registry is reached.
-# Does nothing if the image is there. Needs root. DEBIAN_MIRROR and TRITONSMITH_DOCKER may name others.
+# Does nothing if the image is there. Needs root. DEBIAN_MIRROR and DOCKER (the client) may name others.
 set -euo pipefail
 
 IMAGE=debian:bookworm-slim
 MIRROR=${DEBIAN_MIRROR:-}
-DOCKER=${TRITONSMITH_DOCKER:-docker}
+DOCKER=${DOCKER:-docker}
 
 if "$DOCKER" image inspect "$IMAGE" >/dev/null 2>&1; then
     exit 0
@@ -18,6 +18,12 @@ debootstrap --variant=minbase bookworm "$folder/root" ${MIRROR:+"$MIRROR"} >"$fo
     exit 1
 }
 root=$folder/root
+mirror=$(awk '$1 == "deb" { print $2; exit }' "$root/etc/apt/sources.list")
+cat >"$root/etc/apt/sources.list" <<SOURCES
+deb $mirror bookworm main
+deb $mirror bookworm-updates main
+deb ${mirror%/}-security bookworm-security main
+SOURCES
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/log/* "$root"/tmp/*
 # What bookworm-slim leaves out too.
 find "$root/usr/share/doc" -mindepth 1 ! -name copyright ! -type d -delete

@@ -1,4 +1,4 @@
-"""What a build of an image needs beside the static files of docker/: this package, and what stages declare."""
+"""What a build of an image needs beside docker/'s static files: this package, and what stages declare."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _HEAD = "# Packages of the Python stages, from <model>/requirements.txt. Change 
 def context_files(repository: Path) -> dict[str, bytes]:
     """File name -> content, to be laid beside the Dockerfiles.
 
-    `tritonsmith.tar.gz` is this package as it is installed or checked out: an image is built from the same code
-    that rendered it, with no index that would have to hold it. Equal sources give equal bytes. `constraints.txt`
-    pins what stages.txt names. Raises ProvisionError for a requirements.txt that cannot be read.
+    `tritonsmith.tar.gz` is this package as it is installed or checked out: an image is built from the same
+    code that rendered it, with no index that would have to hold it. Equal sources give equal bytes.
+    `constraints.txt` pins what stages.txt names. Raises ProvisionError for a requirements.txt that cannot be
+    read.
     """
     requirements = "".join(f"{line}\n" for line in stage_requirements(repository))
     return {

@@ -59,14 +59,16 @@ class FlagOptions:
             ("response_pool_count", 1),
         ):
             if getattr(self, name) < least:
-                raise DeployError(f"{name} is out of range", found=getattr(self, name), expected=f">= {least}")
+                raise DeployError(
+                    f"{name} is out of range", found=getattr(self, name), expected=f">= {least}"
+                )
 
 
 def server_flags(options: FlagOptions) -> tuple[str, ...]:
     """The flags that every start has, without the repository's path.
 
-    Endpoints of an operator answer only to the admin key, which KEY_PLACEHOLDER stands for, in the HTTP header
-    `tritonsmith-admin-key` and in gRPC's metadata `triton-grpc-protocol-tritonsmith-admin-key`.
+    Endpoints of an operator answer only to the admin key, which KEY_PLACEHOLDER stands for, in the HTTP
+    header `tritonsmith-admin-key` and in gRPC's metadata `triton-grpc-protocol-tritonsmith-admin-key`.
     A flag of a later release than `options.triton` is left out: Triton exits at one that it does not know.
     Where a flag is given twice, Triton takes the later one, so what is added behind these may change them.
     Raises DeployError for a version that cannot be read.
@@ -83,6 +85,7 @@ def server_flags(options: FlagOptions) -> tuple[str, ...]:
         "--exit-on-error=true",
         f"--exit-timeout-secs={options.exit_timeout_s}",
         "--log-format=ISO8601",
+        "--trace-config=level=OFF",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         *_balancing_flags(),

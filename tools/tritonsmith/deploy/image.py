@@ -5,7 +5,7 @@
 <root>/{environment,python-library,libraries,caches,tritonserver}   links with names that do not change
 <root>/flags                         tritonserver's flags, one a line
 
-Runs on a bare Python: `TRITONSMITH_CACHE=<root> python3 -m tritonsmith.deploy.image stages.txt constraints.txt`.
+Runs on a bare Python: TRITONSMITH_CACHE=<root> python3 -m tritonsmith.deploy.image STAGES CONSTRAINTS
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _package_of(line: str) -> str | None:
 
 
 def _remove_build_only(root: Path, environment: ServerEnvironment) -> None:
-    """pip, the stubs of other Pythons with their libpython, caches and locks: nothing that serves needs them."""
+    """pip, the stubs of other Pythons and a libpython for one, caches and locks: serving needs none."""
     triton = environment.tritonserver.parent.parent
     shutil.rmtree(triton / "python_backend_stubs")
     for library in environment.library_folder.glob("libpython3*"):

@@ -311,5 +311,6 @@ def _server_variables(environment: ServerEnvironment, folder: RunFolder) -> dict
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         "VIRTUAL_ENV": str(folder.environment),
         "LC_ALL": "C.UTF-8",
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime reports its use, models' names among it, to its maker
         "TMPDIR": str(folder.path / "tmp"),
     }
