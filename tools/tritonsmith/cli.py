@@ -238,6 +238,7 @@ def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     verb.add_argument("--metrics-port", type=int, default=8002, metavar="P", help="default: 8002")
     verb.add_argument("--model-control", choices=("none", "poll", "explicit"), default="none")
     verb.add_argument("--load-model", action="append", default=[], metavar="NAME", help="if explicit")
+    verb.add_argument("--target", metavar="NAME", help="serve the models' further target of this name")
     verb.add_argument("--exit-timeout", type=float, default=30.0, metavar="S", help="seconds to stop in")
     add_json(verb)
     verb.set_defaults(verb=run_serve)
@@ -262,6 +263,7 @@ def run_serve(options: argparse.Namespace) -> int:
         model_control=options.model_control,
         load_models=tuple(options.load_model),
         exit_timeout_s=options.exit_timeout,
+        target=options.target,
         flags=tuple(options.flags),
     )
     with progress() as say:
@@ -285,6 +287,7 @@ def _add_validate(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--samples", type=Path, required=True, metavar="X.npz", help="inputs, with labels if any"
     )
     verb.add_argument("--against", metavar="SOURCE", help="trained model to compare with")
+    verb.add_argument("--target", metavar="NAME", help="serve and validate its further target of this name")
     verb.add_argument("--metric", help="metric through the endpoint (default: the gate's, or accuracy)")
     verb.add_argument("--max-drop", type=float, metavar="D", help="how much worse the metric may be")
     verb.add_argument(
@@ -313,6 +316,7 @@ def run_validate(options: argparse.Namespace) -> int:
             against=options.against,
             http_url=urls.get("http"),
             grpc_url=urls.get("grpc"),
+            target=options.target,
             metric=options.metric,
             max_drop=options.max_drop,
             options=conversion_from(options),

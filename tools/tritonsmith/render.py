@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tritonsmith import onnx_model
-from tritonsmith.artifact import Artifact, Json, bytes_of
+from tritonsmith.artifact import Artifact, Json, Target, bytes_of
 from tritonsmith.console import human_bytes, human_count, print_line, print_table
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tritonsmith.build import BuildReport
     from tritonsmith.compress.search.outcome import SearchResult
     from tritonsmith.compression import CompressReport
+    from tritonsmith.repository.entry import Entry
     from tritonsmith.server import Server
     from tritonsmith.server.doctor import Finding
     from tritonsmith.validate import ValidationReport
@@ -135,6 +136,22 @@ def print_build(report: BuildReport) -> None:
         print_table(CANDIDATE_COLUMNS, candidate_rows(report.json()))
     if manifest.ledger is not None:
         print_ledger(manifest.ledger)
+    for target in manifest.targets:
+        print_target(target, report.entry)
+
+
+def print_target(target: Target, entry: Entry) -> None:
+    """What a further target serves, and, where its plan is still to be built, how that is done."""
+    state = target.precision or "its plan is built on the GPU machine"
+    path = entry.target_config_path(target.name)
+    print_line(f"target {target.name}, {target.backend}: {path} ({state})")
+    if target.order is not None:
+        print_table(CANDIDATE_COLUMNS, candidate_rows({"candidates": target.candidates}, kept="kept"))
+    if target.deferred:
+        print_line(
+            f"next, on the GPU machine: tritonsmith plans {entry.folder.parent} --target {target.name}"
+        )
+        print_line("      or start the container of docker/Dockerfile.gpu, which does it before it is ready")
 
 
 LEDGER_COLUMNS = (*("step", "size", "smaller", "parameters", "fewer", "FLOPs", "fewer", "latency", "faster"),)
@@ -205,8 +222,8 @@ def print_search(result: SearchResult) -> None:
         print_line(f"to do: {step}")
 
 
-def candidate_rows(build: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each candidate of a build in its JSON form."""
+def candidate_rows(build: Mapping[str, Any], *, kept: str = "chosen") -> list[tuple[str, ...]]:
+    """A row for each candidate of a build in its JSON form; `kept` marks those that were chosen."""
     rows: list[tuple[str, ...]] = []
     for candidate in build["candidates"]:
         gate, speed, size = candidate["gate"], candidate["speed"], candidate["bytes"]
@@ -215,7 +232,7 @@ def candidate_rows(build: Mapping[str, Any]) -> list[tuple[str, ...]]:
         reasons = ([candidate["refusal"]] if candidate["refusal"] else []) + list(candidate["notes"])
         rows.append(
             (
-                "chosen" if candidate["chosen"] else "",
+                kept if candidate["chosen"] else "",
                 candidate["name"],
                 human_bytes(size) if size is not None else "-",
                 f"{gate['metric']} {gate['candidate']:.4f}" if judged else "-",

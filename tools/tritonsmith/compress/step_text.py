@@ -54,10 +54,8 @@ CLOSED_RANGES: Mapping[str, tuple[float, float]] = {
 }
 BITS = (4, 8)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|B|kB|KB|MB|GB|KiB|MiB|GiB)")
-_UNITS = {
-    **{"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9},
-    **{"kib": 2**10, "mib": 2**20, "gib": 2**30},
-}
+_DECIMAL = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS = _DECIMAL | {"kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def spec_from_table(table: Mapping[str, Any], *, place: str) -> StepSpec:

@@ -41,6 +41,9 @@ class Entry:
     def config_path(self) -> Path:
         return self.folder / CONFIG_NAME
 
+    def target_config_path(self, target: str) -> Path:
+        return self.folder / config_name(target)
+
 
 def publish(
     files: Path | None,

@@ -41,6 +41,7 @@ class ServerOptions:
     model_control: ModelControl = "none"
     load_models: tuple[str, ...] = ()  # with explicit control
     poll_interval_s: int = 2  # with poll control
+    target: str | None = None  # serve configs/<target>.pbtxt where a model has it; None: config.pbtxt
     flags: tuple[str, ...] = ()  # of tritonserver, beside those that serve() sets
     cache_bytes: int = 64 << 20  # for the models that ask for the response cache
     ready_timeout_s: float = 60.0
@@ -69,6 +70,8 @@ class ServerOptions:
                 raise UsageError(f"the {name} time-out must be above 0 s", found=seconds)
         for flag in self.flags:
             _refuse_own_flag(flag)
+            if self.target is not None and flag.startswith("--model-config-name"):
+                raise UsageError(f"target {self.target!r} and {flag} say the same", fix="keep one of the two")
 
 
 def _refuse_own_flag(flag: str) -> None:

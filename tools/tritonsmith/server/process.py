@@ -109,6 +109,7 @@ def serve(
 def start(repository: Path, options: ServerOptions, *, say: Callable[[str], None] = silent) -> Server:
     """As `serve`, for a caller that stops the server itself."""
     _check_repository(repository)
+    _check_target(repository, options.target)
     for name, port in _ports(options).items():
         if port:
             refuse_used_port(port, name)
@@ -210,6 +211,17 @@ def _check_repository(repository: Path) -> None:
         )
 
 
+def _check_target(repository: Path, target: str | None) -> None:
+    """Triton itself serves config.pbtxt of every model where a name is wrong."""
+    known = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
+    if target is not None and target not in known:
+        raise RepositoryError(
+            f"no model in {repository} has a target {target!r}",
+            found=", ".join(known) or "no targets at all",
+            expected=f"configs/{target}.pbtxt in some model's folder",
+        )
+
+
 def _ports(options: ServerOptions) -> dict[str, int]:
     return {"http": options.http_port, "grpc": options.grpc_port, "metrics": options.metrics_port}
 
@@ -238,6 +250,8 @@ def _arguments(repository: Path, options: ServerOptions) -> list[str]:
         f"--model-control-mode={options.model_control}",
         *(f"--load-model={name}" for name in options.load_models),
     ]
+    if options.target is not None:
+        arguments.append(f"--model-config-name={options.target}")
     if options.model_control == "poll":
         arguments.append(f"--repository-poll-secs={options.poll_interval_s}")
     if not _is_given("--cache-config", options.flags):
@@ -255,7 +269,8 @@ def _uses_rate_limiter(repository: Path) -> bool:
     field = re.compile(r"^[^#\n]*\brate_limiter\b", re.MULTILINE)
     return any(
         field.search(path.read_text(encoding="utf-8", errors="replace"))
-        for path in repository.glob("*/config.pbtxt")
+        for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt")
+        for path in repository.glob(pattern)
     )
 
 

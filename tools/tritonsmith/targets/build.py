@@ -271,8 +271,8 @@ def _order(
 
 def _with_plan(built: BuiltTarget, order: PlanOrder, folder: Path, cache: Path, say: Say) -> BuiltTarget:
     """The target with its plan for the GPU of this machine, from the cache or built into it."""
-    from tritonsmith.engines.tensorrt.fit import sm_name
     from tritonsmith.targets.choose import choose_plan, tensorrt_tools
+    from tritonsmith.targets.placing import plan_name
     from tritonsmith.targets.plan_cache import plan_from_cache
 
     tools = tensorrt_tools()
@@ -282,7 +282,7 @@ def _with_plan(built: BuiltTarget, order: PlanOrder, folder: Path, cache: Path, 
         return choose_plan(order, folder, out, tools=tools, timing_cache=timing, say=say)
 
     found = plan_from_cache(cache, order, tensorrt=tools.version(), device=device, build=build, say=say)
-    name = f"{order.target}.{sm_name(device.compute_capability)}.plan"
+    name = plan_name(order.target, device)
     facts = replace(found.facts, file=name)
     record = replace(
         built.record,
@@ -290,11 +290,9 @@ def _with_plan(built: BuiltTarget, order: PlanOrder, folder: Path, cache: Path, 
         files=(*built.record.files, name),
         plans=(json_from_facts(facts),),
     )
-    return BuiltTarget(
-        record=record,
-        config=with_plans(built.config, {device.compute_capability: name}),
-        files={**built.files, name: found.path},
-    )
+    config = with_plans(built.config, {device.compute_capability: name})
+    config.default_model_filename = name  # as `plans` leaves it: a hardware-compatible plan may run elsewhere
+    return BuiltTarget(record=record, config=config, files={**built.files, name: found.path})
 
 
 def _build_served(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonclient.grpc import model_config_pb2
 
-from tritonsmith.artifact import Artifact
+from tritonsmith.artifact import Artifact, Json
 from tritonsmith.engines.tensorrt.options import PlanOptions
-from tritonsmith.engines.tensorrt.profiles import filled_profiles
+from tritonsmith.engines.tensorrt.profiles import filled_profiles, profiles_from_traffic
 from tritonsmith.engines.tensorrt.versions import why_unavailable
 from tritonsmith.errors import PlanError, RecipeError, UsageError
 from tritonsmith.targets.config import config_for_target
@@ -68,8 +71,8 @@ def compiled_here(request: BuildRequest) -> frozenset[str]:
         raise PlanError(
             f"target {must[0]!r}: a TensorRT plan cannot be built on this machine",
             found=missing,
-            fix="add --defer: the plan is then built on the GPU machine, before the server is ready; or build "
-            "on a machine with a GPU, in NVIDIA's container (docker/)",
+            fix="add --defer, and the GPU machine builds the plan before its server is ready; or build on a "
+            "machine with a GPU, in NVIDIA's container (docker/)",
         )
     return frozenset()
 
@@ -96,12 +99,30 @@ def _plan_of(
         return request.plan
     size = default.max_batch_size if request.max_batch_size is None else request.max_batch_size
     try:
-        return filled_profiles(request.plan, artifact.inputs, size)
+        if request.traffic is None:
+            return filled_profiles(request.plan, artifact.inputs, size)
+        given = request.plan.profiles[0].axes if request.plan.profiles else None
+        statistics = _statistics_from(request.traffic)
+        profiles = profiles_from_traffic(statistics, artifact.inputs, size, model=default.name, ranges=given)
+        return replace(request.plan, profiles=profiles)
     except PlanError as error:
         raise RecipeError(
             f"target.{request.name}: {error.what}",
             found=error.found,
             expected=error.expected,
-            fix=f"write [[target.{request.name}.profile]] into a recipe, with [smallest, usual, largest] for "
-            "each free axis",
+            fix=error.fix if "range" not in error.what else _profile_advice(request.name),
         ) from error
+
+
+def _profile_advice(target: str) -> str:
+    return f"write [[target.{target}.profile]] into a recipe, with [smallest, usual, largest] for each axis"
+
+
+def _statistics_from(path: Path) -> Json:
+    try:
+        statistics: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(
+            f"{path} cannot be read", found=error, expected="Triton's statistics, as JSON"
+        ) from error
+    return statistics

@@ -12,7 +12,8 @@
                                      # "fallback": defer, and serve the ONNX file by ONNX Runtime, with
                                      # TensorRT's execution provider on a GPU, where there is no plan yet
     allow_slow_int8 = false          # publish INT8 that is no faster than FP16
-    traffic = "stats.json"           # Triton's statistics of this model: profiles from them
+    traffic = "stats.json"           # Triton's answer to GET /v2/models/<model>/stats: profiles for the
+                                     # batches that it had; a profile below has the other axes' ranges alone
 
     [target.gpu.plan]
     optimization_level = 3           # 0 to 5
@@ -51,6 +52,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tritonsmith.artifact import BATCH_AXIS
 from tritonsmith.compress.step_text import bytes_from
 from tritonsmith.engines.tensorrt.options import AxisRange, PlanOptions, Profile
 from tritonsmith.errors import RecipeError, RepositoryError, UsageError
@@ -161,9 +163,11 @@ def _target_from(name: str, table: Any, base: Path, known: Mapping[str, Keys]) -
     config = table.get("config", {})
     check_config_table(config, refused=TARGET_DERIVED, place=f"{place}.config")
     traffic = table.get("traffic")
-    if traffic is not None and "profile" in table:
+    plan = _plan_from(table.get("plan", {}), table.get("profile", ()), place)
+    if traffic is not None and (len(plan.profiles) > 1 or any(BATCH_AXIS in p.axes for p in plan.profiles)):
         raise RecipeError(
-            f"{place}.traffic and {place}.profile both say the profiles", fix="keep one of the two"
+            f"{place}.traffic and {place}.profile both say the batches",
+            expected="beside traffic, one profile at most, with the ranges of the other free axes",
         )
     return TargetRequest(
         name=name,
@@ -171,7 +175,7 @@ def _target_from(name: str, table: Any, base: Path, known: Mapping[str, Keys]) -
         precision=table.get("precision", "auto"),
         max_batch_size=table.get("max_batch_size"),
         config=config,
-        plan=_plan_from(table.get("plan", {}), table.get("profile", ()), place),
+        plan=plan,
         traffic=None if traffic is None else base / traffic,
         without_plan=table.get("without_plan", "fail"),
         allow_slow_int8=table.get("allow_slow_int8", False),

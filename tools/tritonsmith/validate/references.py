@@ -99,7 +99,7 @@ def open_references(
         if against is not None:
             say(f"reading {against}")
             references.append(_source_reference(signature, manifest, against, Path(folder), options))
-        if signature.config.get("backend") in ENGINES:
+        if signature.config.get("backend") in (*ENGINES, "tensorrt") and _file_of(signature, manifest):
             references.append(_file_reference(repository, signature, manifest))
         if not references:
             raise ValidationError(
@@ -140,11 +140,11 @@ def _source_reference(
 
 def _file_reference(repository: Path, signature: Signature, manifest: Manifest | None) -> Reference:
     backend = str(signature.config["backend"])
-    file = signature.config.get("default_model_filename") or DEFAULT_FILES[backend]
+    file, precision = _file_of(signature, manifest) or ("", "fp32")
     parameters = {key: entry["string_value"] for key, entry in signature.config.get("parameters", {}).items()}
     session = open_session(
         repository / signature.model / signature.version / file,
-        engine=backend,
+        engine="onnxruntime" if backend == "tensorrt" else backend,
         precision=inference_precision(parameters),
     )
 
@@ -153,8 +153,35 @@ def _file_reference(repository: Path, signature: Signature, manifest: Manifest |
     def run(inputs: Arrays) -> dict[str, NDArray[Any]]:
         return _reshaped_outputs(signature, session.run(_reshaped_inputs(signature, inputs, specs)))
 
-    precision = "fp32" if manifest is None else manifest.precision
     return Reference(name="file", run=run, tolerances=_tolerances(signature, [precision]))
+
+
+def _file_of(signature: Signature, manifest: Manifest | None) -> tuple[str, str] | None:
+    """The published file that the server's answers come from, and its precision; of a plan, its ONNX file.
+
+    None for a plan that tritonsmith did not order.
+    """
+    backend = str(signature.config["backend"])
+    served = signature.config.get("default_model_filename") or DEFAULT_FILES.get(backend, "model.plan")
+    targets = () if manifest is None else manifest.targets
+    plans = {plan["file"]: plan for target in targets for plan in target.plans}
+    if served in plans:
+        return str(plans[served]["source"]), str(plans[served]["precision"])
+    for target in targets:
+        kept = [item for item in target.candidates if item["file"] and item["chosen"]]
+        files = {str(item["file"]): str(item["precision"]) for item in kept}
+        if served in files:
+            return served, files[served]
+        if files and backend == "tensorrt" == target.backend and served.startswith(f"{target.name}."):
+            # A view's plan: which candidate it was built from stands in the cache of the GPU machine.
+            return next(iter(files)), max(files.values(), key=_looseness)
+    if backend == "tensorrt":
+        return None
+    return served, "fp32" if manifest is None else manifest.precision
+
+
+def _looseness(precision: str) -> float:
+    return REDUCED_TOLERANCES.get(precision, 0.0)
 
 
 def _steps_reference(repository: Path, signature: Signature, client: Client) -> Reference:

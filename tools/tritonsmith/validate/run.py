@@ -84,6 +84,7 @@ def validate(
     against: str | None = None,
     http_url: str | None = None,
     grpc_url: str | None = None,
+    target: str | None = None,
     metric: str | None = None,
     max_drop: float | None = None,
     options: ConvertOptions | None = None,
@@ -97,6 +98,7 @@ def validate(
             Text and files are S or U arrays; an S array cannot hold bytes that end in NUL.
         against: the trained model, as `convert` takes it; `options` says how to read it.
         http_url, grpc_url: a running server; without either, the embedded server is started.
+        target: the further target to serve; for the embedded server, a running one serves what it serves.
         metric, max_drop: measured on all samples through the endpoint and judged against the first
             reference. Default: those of the gate that the model passed. Samples with labels but without a
             gate are measured by accuracy, or by mae where labels are floats, without a budget.
@@ -116,7 +118,7 @@ def validate(
     if metric is None:
         _refuse_code(manifest, allow_code=options.allow_code)
     with ExitStack() as stack:
-        urls = stack.enter_context(_endpoints(repository, name, http_url, grpc_url, say))
+        urls = stack.enter_context(_endpoints(repository, name, http_url, grpc_url, target, say))
         clients = {
             protocol: stack.enter_context(Client(url, protocol=protocol, timeout_s=timeout_s))
             for protocol, url in urls.items()
@@ -170,10 +172,20 @@ def _refuse_code(manifest: Manifest | None, *, allow_code: bool) -> None:
 
 @contextmanager
 def _endpoints(
-    repository: Path, name: str, http_url: str | None, grpc_url: str | None, say: Say
+    repository: Path,
+    name: str,
+    http_url: str | None,
+    grpc_url: str | None,
+    target: str | None,
+    say: Say,
 ) -> Iterator[dict[str, str]]:
     """Protocol -> address, of the servers named or of one that lives as long as the block."""
     if http_url or grpc_url:
+        if target is not None:
+            raise UsageError(
+                "--target and --url exclude each other: a running server was told its target when it started",
+                fix="leave --target out",
+            )
         given = {"http": http_url, "grpc": grpc_url}
         yield {protocol: url for protocol, url in given.items() if url}
         return
@@ -181,7 +193,12 @@ def _endpoints(
     from tritonsmith.server.process import serve
 
     options = ServerOptions(
-        http_port=0, grpc_port=0, metrics_port=0, model_control="explicit", load_models=(name,)
+        http_port=0,
+        grpc_port=0,
+        metrics_port=0,
+        model_control="explicit",
+        load_models=(name,),
+        target=target,
     )
     with serve(repository, options, say=say) as server:
         yield {"http": server.http_url, "grpc": server.grpc_url}
