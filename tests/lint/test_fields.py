@@ -10,12 +10,12 @@ from linted import DOUBLE, add_double, findings_of, only
 
 X = 'input { name: "x" data_type: TYPE_FP32 dims: [3] }'
 CASES = [
-    ('backend: "python"', "", "error", "no backend is named"),
+    ('backend: "python"', 'default_model_filename: "a.py"', "error", "no backend is named"),
     ('backend: "python"', 'platform: "onnx"', "error", "no backend is named"),
     ('backend: "python"', 'backend: "pyton"', "warning", "no backend of this name"),
     (X, "", "warning", "no input is described"),
     (X, X + X, "error", "described twice"),
-    (X, 'input { data_type: TYPE_FP32 dims: [3] }', "error", "has no name"),
+    (X, "input { data_type: TYPE_FP32 dims: [3] }", "error", "has no name"),
     (X, 'input { name: "x" dims: [3] }', "error", "has no data_type"),
     (X, 'input { name: "x" data_type: TYPE_FP32 }', "error", "has no dims"),
     (X, 'input { name: "x" data_type: TYPE_FP32 dims: [3, 0] }', "error", "a dimension of 0"),
@@ -39,9 +39,14 @@ CASES = [
 def test_a_mistake_in_a_field(tmp_path: Path, right: str, wrong: str, severity: str, words: str) -> None:
     assert right in DOUBLE
     add_double(tmp_path, config=DOUBLE.replace(right, wrong))
-    finding = only(findings_of(tmp_path))
+    finding = only(findings_of(tmp_path, configs_only=True))
     assert finding.severity == severity
     assert words in finding.what
+
+
+def test_a_backend_may_be_known_by_its_file(tmp_path: Path) -> None:
+    add_double(tmp_path, config=DOUBLE.replace('backend: "python"', ""))
+    assert findings_of(tmp_path) == ()
 
 
 def test_every_broken_rule_is_said(tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ def test_only_served_versions_need_their_files(tmp_path: Path, policy: str, plac
     [(None, "error", "missing"), ("a\nb\n", "warning", "do not fit"), ("a\nb\nc\n", None, "")],
 )
 def test_labels(tmp_path: Path, labels: str | None, severity: str | None, words: str) -> None:
-    folder = add_double(tmp_path, config=DOUBLE + 'output { name: "p" data_type: TYPE_FP32 dims: [3] '
-                        'label_filename: "labels.txt" }')
+    folder = add_double(
+        tmp_path,
+        config=DOUBLE + 'output { name: "p" data_type: TYPE_FP32 dims: [3] label_filename: "labels.txt" }',
+    )
     if labels is not None:
         (folder / "labels.txt").write_text(labels)
     found = findings_of(tmp_path)

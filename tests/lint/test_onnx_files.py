@@ -38,7 +38,7 @@ def quantized(zero_point: str, *, named: bool = True) -> onnx.ModelProto:
         (LINEAR.replace("dims: [4]", "dims: [5]"), "do not fit", ""),
         (LINEAR.replace("dims: [4]", "dims: [-1]"), "do not fit", ""),
         (LINEAR.replace("dims: [3]", "dims: [-1]"), "do not fit", ""),
-        (LINEAR.replace('FP32 dims: [4]', "FP16 dims: [4]"), "another data type", ""),
+        (LINEAR.replace("FP32 dims: [4]", "FP16 dims: [4]"), "another data type", ""),
         (LINEAR.replace('"scores"', '"Scores"'), "has no output 'Scores'", ""),
     ],
 )
@@ -60,8 +60,9 @@ def test_a_batch_axis_that_the_file_has_not(tmp_path: Path) -> None:
 
 def test_dims_are_the_whole_shape_without_max_batch_size(tmp_path: Path) -> None:
     whole = LINEAR.replace("max_batch_size: 4", "max_batch_size: 0")
-    add_linear(tmp_path, config=whole.replace("[4]", "[1, 4]").replace("[3]", "[1, 3]"),
-               model=linear_model(batch=1))
+    add_linear(
+        tmp_path, config=whole.replace("[4]", "[1, 4]").replace("[3]", "[1, 3]"), model=linear_model(batch=1)
+    )
     assert findings_of(tmp_path) == ()
     add_linear(tmp_path, config=whole, model=linear_model(batch=1))
     assert all("write the whole shape" in str(finding.fix) for finding in findings_of(tmp_path))

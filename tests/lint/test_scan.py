@@ -67,7 +67,7 @@ def test_only_what_a_target_serves_is_checked(tmp_path: Path) -> None:
     folder = add_double(tmp_path)
     (folder / "configs").mkdir()
     (folder / "configs" / "gpu.pbtxt").write_text(DOUBLE)
-    (folder / "config.pbtxt").write_text(DOUBLE.replace('backend: "python"', ""))
-    add_double(tmp_path, "other", DOUBLE.replace('backend: "python"', ""))
+    (folder / "config.pbtxt").write_text(DOUBLE + "instance_group { count: -1 }")
+    add_double(tmp_path, "other", DOUBLE + "instance_group { count: -1 }")
     assert {finding.model for finding in findings_of(tmp_path)} == {"double", "other"}
     assert {finding.model for finding in findings_of(tmp_path, target="gpu")} == {"other"}

@@ -9,17 +9,8 @@ from tritonclient.grpc import model_config_pb2
 
 from tritonsmith import dtypes
 from tritonsmith.lint.findings import Finding
-from tritonsmith.lint.scan import Model, Variant, served_versions
+from tritonsmith.lint.scan import DEFAULT_FILES, Model, Variant, served_versions
 from tritonsmith.repository.entry import WARMUP_FOLDER
-
-# What each backend opens where default_model_filename says nothing; plans are in plans.py.
-DEFAULT_FILES = {
-    "onnxruntime": "model.onnx",
-    "openvino": "model.xml",
-    "python": "model.py",
-    "pytorch": "model.pt",
-    "dali": "model.dali",
-}
 
 
 def check_files(model: Model, variant: Variant) -> Iterator[Finding]:
@@ -58,11 +49,10 @@ def _needed_files(variant: Variant) -> Iterator[str]:
 
 
 def _check_versions(model: Model, variant: Variant) -> Iterator[Finding]:
-    policy = variant.config.version_policy
-    absent = sorted(set(policy.specific.versions) - set(model.versions))
-    if absent:
+    wanted = set(variant.config.version_policy.specific.versions)
+    if absent := sorted(wanted - set(model.versions)):
         yield Finding(
-            severity="error",
+            severity="warning" if wanted & set(model.versions) else "error",
             model=model.name,
             place=variant.place,
             what="version_policy.specific names versions that are not there",

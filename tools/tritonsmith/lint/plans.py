@@ -12,11 +12,9 @@ from tritonsmith.engines.tensorrt.fit import fits
 from tritonsmith.errors import PlanError, RepositoryError, SourceError
 from tritonsmith.lint.findings import Finding, finding_from_error
 from tritonsmith.lint.onnx_files import has_unsigned_activations
-from tritonsmith.lint.scan import Deployment, Model, Variant, served_versions
+from tritonsmith.lint.scan import DEFAULT_FILES, Deployment, Model, Variant, served_versions
 from tritonsmith.targets.order import PlanOrder
 from tritonsmith.targets.order_file import facts_from_json, order_name, read_order
-
-DEFAULT_PLAN = "model.plan"
 
 
 def check_plans(
@@ -51,7 +49,7 @@ def check_plans(
 def _wanted(variant: Variant, gpu: str | None, *, ordered: bool) -> dict[str, str]:
     """Compute capability ("" where any) -> the plan that Triton opens there."""
     by_gpu = dict(variant.config.cc_model_filenames)
-    default = variant.config.default_model_filename or DEFAULT_PLAN
+    default = variant.config.default_model_filename or DEFAULT_FILES["tensorrt"]
     if gpu is not None:
         return {gpu: by_gpu.get(gpu, default)}
     return by_gpu or {"": default}

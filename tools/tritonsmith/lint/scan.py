@@ -23,6 +23,16 @@ PLATFORM_BACKENDS = {
     "tensorrt_plan": "tensorrt",
     "ensemble": "ensemble",
 }
+# The file names by which Triton core finds a backend that is not named (AutoCompleteBackendFields), and
+# what each backend opens where default_model_filename says nothing.
+DEFAULT_FILES = {
+    "onnxruntime": "model.onnx",
+    "openvino": "model.xml",
+    "python": "model.py",
+    "pytorch": "model.pt",
+    "tensorrt": "model.plan",
+    "dali": "model.dali",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +168,8 @@ def _read_variant(folder: Path, target: str | None, findings: list[Finding]) -> 
             )
         )
     config.name = folder.name
+    if not config.backend and not config.platform:
+        config.backend = _backend_of_files(folder, config)
     return Variant(target=target, place=place, config=config)
 
 
@@ -167,3 +179,14 @@ def _version_folders(folder: Path) -> tuple[int, ...]:
     return tuple(
         sorted(int(name) for name in names if name.isascii() and name.isdecimal() and name[0] != "0")
     )
+
+
+def _backend_of_files(folder: Path, config: model_config_pb2.ModelConfig) -> str:
+    """The backend that Triton takes by the name of the model's file; empty where it finds none."""
+    if config.default_model_filename:
+        names = {config.default_model_filename}
+    else:
+        names = {
+            path.name for version in _version_folders(folder) for path in (folder / str(version)).iterdir()
+        }
+    return next((backend for backend, name in DEFAULT_FILES.items() if name in names), "")
