@@ -31,7 +31,7 @@ def payload(tmp_path: Path) -> Path:
 
 def pack_payload(payload: Path, out: Path) -> parts.Bundle:
     out.mkdir(exist_ok=True)
-    bundle = pack_bundle("models", payload, out, part_bytes=LIMIT, chunk_bytes=CHUNK)
+    bundle = pack_bundle("models", payload, out, part_bytes=LIMIT, chunk_bytes=CHUNK, preset=0)
     write_index(out, (bundle,))
     return bundle
 
@@ -109,7 +109,7 @@ def test_a_pack_that_was_cut_off_goes_on(
     monkeypatch.setattr(parts.lzma, "compress", compress_and_count)
     assert pack_payload(payload, out) == whole
     assert len(compressed) == len(whole.chunk_bytes) - 1
-    again = pack_bundle("models", payload, out, before=whole, part_bytes=LIMIT, chunk_bytes=CHUNK)
+    again = pack_bundle("models", payload, out, before=whole, part_bytes=LIMIT, chunk_bytes=CHUNK, preset=0)
     assert again == whole
     assert len(compressed) == len(whole.chunk_bytes) - 1  # nothing was packed twice
 

@@ -2,11 +2,11 @@
 
     bench.py --models FOLDER --plans FOLDER --out gpu.json --minutes N --torch-python PYTHON
 
-Two processes measure (plans.py, torch_rows.py) and are asked in turn. Every subject is compiled and compared
-with ONNX Runtime's FP32 answers first; then rounds go through all subjects, forth and back, batch by batch.
-The file is written after each step, so that a run that is cut off leaves what it had; plans are kept, so that
-the next one begins with them. Of each call two clocks are read: `gpu`, by CUDA events, with the inputs on the
-GPU; `call`, from numpy to numpy. Run by tests/gpu/run.sh.
+Three processes measure (plans.py, torch_rows.py twice) and are asked in turn. Every subject is compiled and
+compared with ONNX Runtime's FP32 answers first; then rounds go through all subjects, forth and back, batch by
+batch. The file is written after each step, so that a run that is cut off leaves what it had; plans are kept,
+so that the next one begins with them. Of each call two clocks are read: `gpu`, by CUDA events, with inputs on
+the GPU; `call`, from numpy to numpy. Run by tests/gpu/run.sh.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ FEWEST_RUNS, MOST_RUNS, MOST_CALLS = 5, 60, 10
 WARMUP = 3
 PREPARE_SHARE = 0.6  # of the time, for compiling; what is not ready then is left out and says so
 ASK_S = 600.0
+COMPILING = "torch.compile"  # a process of its own: compilers hang and crash, and take nothing else with them
 
 
 class Bench:
@@ -58,11 +59,14 @@ class Bench:
                 [sys.executable, str(HERE / "plans.py"), str(options.models), str(options.plans)],
                 os.environ,
             ),
-            "pytorch": Worker(
-                "the PyTorch process",
-                [options.torch_python, str(HERE / "torch_rows.py"), str(options.models)],
-                torch_environment(options.plans),
-            ),
+            **{
+                name: Worker(
+                    f"the process of {name}",
+                    [options.torch_python, str(HERE / "torch_rows.py"), str(options.models)],
+                    torch_environment(options.plans),
+                )
+                for name in ("pytorch", COMPILING)
+            },
         }
 
     def run(self) -> None:
@@ -80,7 +84,7 @@ class Bench:
         for model in MODELS:
             for precision in ("fp16", "int8", "fp32"):
                 self._build(model, precision)
-        for row in self.rows:
+        for row in sorted(self.rows, key=lambda row: row.subject.mode == "compile"):
             self._prepare(row)
         for index in range(ROUNDS):
             if not self._measure_round(self.rows if index % 2 == 0 else self.rows[::-1]):
@@ -88,9 +92,9 @@ class Bench:
             self.rounds += 1
         self.write(complete=self.rounds == ROUNDS)
 
-    def ask(self, engine: str, do: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, worker: str, do: str, **arguments: Any) -> dict[str, Any]:
         timeout_s = max(5.0, min(ASK_S, self.left_s()))
-        return self.workers[engine].ask(do, timeout_s=timeout_s, **arguments)
+        return self.workers[worker].ask(do, timeout_s=timeout_s, **arguments)
 
     def left_s(self) -> float:
         return self.options.minutes * 60 - (time.monotonic() - self.began_s)
@@ -150,7 +154,7 @@ class Bench:
             return
         say(f"preparing {text_of(row)}")
         try:
-            answer = self.ask(engine, "prepare", **arguments_of(row))
+            answer = self.ask(worker_of(row), "prepare", **arguments_of(row))
         except WorkerError as error:
             row.unmeasured = str(error)
         else:
@@ -179,13 +183,9 @@ class Bench:
         if before:
             runs = len(before[0])
         else:
-            probe = self.ask(
-                row.subject.engine, "time", **arguments_of(row), clock=clock, runs=2, warmup=WARMUP
-            )
+            probe = self.ask(worker_of(row), "time", **arguments_of(row), clock=clock, runs=2, warmup=WARMUP)
             runs = runs_for(min(probe["ns"]), most)
-        answer = self.ask(
-            row.subject.engine, "time", **arguments_of(row), clock=clock, runs=runs, warmup=WARMUP
-        )
+        answer = self.ask(worker_of(row), "time", **arguments_of(row), clock=clock, runs=runs, warmup=WARMUP)
         return list(answer["ns"])
 
     def close(self) -> None:
@@ -201,6 +201,10 @@ def runs_for(ns: float, most: int) -> int:
 def arguments_of(row: Row) -> dict[str, Any]:
     subject: Subject = row.subject
     return {"model": row.model, "precision": subject.precision, "mode": subject.mode, "batch": row.batch}
+
+
+def worker_of(row: Row) -> str:
+    return COMPILING if row.subject.mode == "compile" else row.subject.engine
 
 
 def text_of(row: Row) -> str:

@@ -62,8 +62,8 @@ class Rows:
         inputs = [torch.from_numpy(array).to(self.device) for array in first_rows(rows, batch).values()]
         self._inputs[key] = inputs
         module = self._module(model, precision)
-        function = self._function(module, inputs, precision, mode)
         try:
+            function = self._function(module, inputs, precision, mode)
             found = function().float().cpu().numpy()
         except Exception as error:
             raise WorkerError(f"{mode} does not run: {type(error).__name__}: {error}") from error
@@ -175,7 +175,9 @@ def main() -> None:
         if hasattr(torch._dynamo.config, limit):
             setattr(torch._dynamo.config, limit, COMPILED_SHAPES)
     rows = Rows(Path(sys.argv[1]), "cpu" if "--cpu" in sys.argv[2:] else "cuda")
-    answer_requests({"facts": rows.facts, "prepare": rows.prepare, "time": rows.time}, (WorkerError,))
+    answer_requests(
+        {"facts": rows.facts, "prepare": rows.prepare, "time": rows.time}, (WorkerError, RuntimeError)
+    )
 
 
 if __name__ == "__main__":

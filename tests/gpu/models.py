@@ -98,7 +98,9 @@ def minilm_model() -> Model:
         source="embedder:make_embedder",
         rows={name: array[:ROWS] for name, array in rows.items()},
         calibration={name: array[ROWS:] for name, array in rows.items()},
-        int8=Quantize(method="static", dialect="tensorrt", smooth=0.5),
+        int8=Quantize(
+            method="static", dialect="tensorrt", smooth=0.8
+        ),  # least cosine of a row 0.988, with 0.5 0.879
         weights_from=minilm_weights,
     )
 

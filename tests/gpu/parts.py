@@ -105,6 +105,7 @@ def pack_bundle(
     part_bytes: int = PART_BYTES,
     chunk_bytes: int = CHUNK_BYTES,
     threads: int = 2,
+    preset: int = PRESET,
     say: Say = lambda _: None,
 ) -> Bundle:
     """Pack the folder `source` into parts in `out`; `before` is what an older index says of this bundle.
@@ -119,7 +120,7 @@ def pack_bundle(
     work = out / ".work" / f"{name}-{key[:16]}"
     work.mkdir(parents=True, exist_ok=True)
     raw_bytes, chunks = 0, []
-    for number, chunk, size in _compress(tar_stream(source, entries), work, chunk_bytes, threads):
+    for number, chunk, size in _compress(tar_stream(source, entries), work, chunk_bytes, threads, preset):
         raw_bytes += size
         chunks.append(chunk)
         packed = sum(file.stat().st_size for file in chunks)
@@ -237,22 +238,22 @@ def sha256_of(path: Path) -> str:
 
 
 def _compress(
-    stream: Iterator[bytes], work: Path, chunk_bytes: int, threads: int
+    stream: Iterator[bytes], work: Path, chunk_bytes: int, threads: int, preset: int
 ) -> Iterator[tuple[int, Path, int]]:
     """Number, file and raw size of each compressed chunk; files that are there are not made again."""
     waiting: deque[Future[tuple[int, Path, int]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for number, raw in enumerate(_chunks(stream, chunk_bytes)):
-            waiting.append(pool.submit(_compress_chunk, number, raw, work / f"{number:04d}.xz"))
+            waiting.append(pool.submit(_compress_chunk, number, raw, work / f"{number:04d}.xz", preset))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _compress_chunk(number: int, raw: bytes, file: Path) -> tuple[int, Path, int]:
+def _compress_chunk(number: int, raw: bytes, file: Path, preset: int) -> tuple[int, Path, int]:
     if not file.exists():
-        _write(file, lzma.compress(raw, preset=PRESET))
+        _write(file, lzma.compress(raw, preset=preset))
     return number, file, len(raw)
 
 
