@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test test-manifests check format bench bench-compression clean
+.PHONY: help demo models serve test test-container image-cpu test-manifests check format bench bench-compression clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -36,6 +36,13 @@ serve: models ## Serve model_repository/ until Ctrl-C
 
 test: .venv/.dev ## Run the tests
 	@$(RUN) -m pytest
+
+test-container: models ## Build the CPU image, start it hardened, and test it; skips where no engine can be had
+	@$(RUN) -m pytest -m container
+
+image-cpu: ## Build the image tritonsmith-cpu, with what the stages of model_repository/ need
+	@PYTHONPATH=tools $(PYTHON) -m tritonsmith.deploy.context model_repository docker
+	@docker/build.sh cpu
 
 test-manifests: .venv/.dev .cache/manifest-tools/.done ## Lint rendered manifests and Dockerfiles with the public tools
 	@TRITONSMITH_MANIFEST_TOOLS='$(CURDIR)/.cache/manifest-tools/bin' $(RUN) -m pytest -m manifests

@@ -163,9 +163,8 @@ class Container:
     def wait_until_healthy(self, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while (health := self.state("Health.Status")) != "healthy":
-            ended = self.state("Status") == "exited"
-            late = time.monotonic() > deadline
-            assert not (ended or late), f"{self.name} is {health}:\n{self.log()}"
+            if self.state("Status") == "exited" or time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} is {health}:\n{self.log()}")
             time.sleep(0.5)
 
 
