@@ -51,6 +51,7 @@ check: .venv/.dev ## Lint and type-check
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@$(RUN) -m tritonsmith lint model_repository --configs-only --for-container 26.07
 
 format: .venv/.dev ## Format the code
 	@$(RUN) -m ruff format .

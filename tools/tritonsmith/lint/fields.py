@@ -62,7 +62,7 @@ def _check_tensors(model: Model, variant: Variant) -> Iterator[Finding]:
                 model=model.name,
                 place=variant.place,
                 what=f"no {kind} is described",
-                fix="describe them: Triton completes them where auto-completion is on, which production is not",
+                fix="describe them: in production auto-completion is off, and nobody else does",
             )
         names = [tensor.name for tensor in tensors]
         for name in sorted({name for name in names if names.count(name) > 1}):
