@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS, MINILM = ROOT / "build" / "digits", ROOT / "build" / "minilm"
 COMMITTED = ROOT / "model_repository"
 MODELS = sorted(path.parent.name for path in COMMITTED.glob("*/config.pbtxt"))
+CONFIGS = sorted(
+    str(path.relative_to(COMMITTED))
+    for pattern in ("*/config.pbtxt", "*/configs/*.pbtxt")
+    for path in COMMITTED.glob(pattern)
+)
 
 SENTENCES = (
     "A short sentence.",
@@ -81,9 +86,16 @@ def test_all_models_are_here(rebuilt: Path) -> None:
     assert sorted(path.name for path in rebuilt.iterdir() if not path.name.startswith(".")) == MODELS
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_all_configurations_are_here(rebuilt: Path) -> None:
+    """Those of further targets too: the GPU's, of the models that run on one."""
+    found = sorted(str(path.relative_to(rebuilt)) for path in rebuilt.rglob("*.pbtxt"))
+    assert found == CONFIGS
+    assert {"digits/configs/gpu.pbtxt", "minilm/configs/gpu.pbtxt"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_the_configuration_is_the_committed_one(rebuilt: Path, name: str) -> None:
-    assert (rebuilt / name / "config.pbtxt").read_text() == (COMMITTED / name / "config.pbtxt").read_text()
+    assert (rebuilt / name).read_text() == (COMMITTED / name).read_text()
 
 
 # --- digits -------------------------------------------------------------------------------------------

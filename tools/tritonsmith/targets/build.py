@@ -232,7 +232,7 @@ def _select(candidates: list[Candidate], goal: Goal) -> list[Candidate]:
         if candidate.name in passing and candidate.name in kept:
             selected.append(replace(candidate, chosen=True))
         else:
-            reason = candidate.refusal or f"{yardstick} passes, and is no slower on a GPU"
+            reason = candidate.refusal or f"{yardstick} passes, and is compiled instead"
             selected.append(replace(candidate, refusal=reason))
     return selected
 
