@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks what a container was given, then becomes tritonserver. Arguments are passed to tritonserver, after its flags.
 #
+#   TRITONSMITH_MODELS           where the repository is mounted; left out: /models (KServe has its own place)
 #   TRITONSMITH_TARGET           the --model-config-name; empty: every model's config.pbtxt
 #   TRITONSMITH_ADMIN_KEY_FILE   a file with the key of restricted endpoints; left out: a random one that nobody knows
 #   TRITONSMITH_SHM_MIB          the least /dev/shm; left out: 1 MiB for each model
@@ -10,7 +11,7 @@
 # plans of TensorRT are built before the start, TRITONSMITH_PLANS=1.
 set -euo pipefail
 
-MODELS=/models
+MODELS=${TRITONSMITH_MODELS:-/models}
 CACHE=/var/cache/tritonsmith
 CLOSE_IDLE=/usr/local/lib/close_idle.so
 # ONNX Runtime reports its use, models' names among it, to its maker unless told not to.
