@@ -38,8 +38,10 @@ def amend(
     files: Mapping[str, Path],
     targets: tuple[Target, ...],
     configs: Mapping[str, model_config_pb2.ModelConfig],
-) -> Entry:
+) -> Entry | None:
     """Publish `entry` again with more files and other targets, all in one rename.
+
+    None: the version is not what `entry` says any more, another process has amended it. Read it again.
 
     `files` maps a name in the version's folder to the file to copy there, in the place of one of that name.
     `targets` are all targets of the version as they are from now on, and `configs` maps those of them whose
@@ -59,7 +61,7 @@ def amend(
                 fix="build the model again with `tritonsmith build`",
             )
         if present.manifest != manifest:
-            raise RepositoryError(f"{entry.version_folder} was changed by another process", fix="try again")
+            return None
         texts = {config_name(target): text_from_config(config) for target, config in configs.items()}
         inside = f"{entry.version}/"
         replaced = {*texts, inside + MANIFEST_NAME, *(inside + file for file in files)}

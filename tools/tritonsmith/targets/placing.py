@@ -17,7 +17,7 @@ from tritonsmith.repository.amend import amend
 from tritonsmith.repository.config import text_from_config
 from tritonsmith.repository.entry import config_name, read_config, read_entry
 from tritonsmith.targets.config import config_for_fallback, with_plans
-from tritonsmith.targets.found import FoundOrder, target_of
+from tritonsmith.targets.found import FoundOrder
 from tritonsmith.targets.order_file import facts_from_json, json_from_facts
 from tritonsmith.targets.view import ViewedModel
 
@@ -61,31 +61,35 @@ def publish_plan(report: PlanReport, repository: Path, *, force: bool) -> PlanRe
     """
     found, facts = report.found, report.facts
     assert facts is not None  # noqa: S101 - a plan was built
+    facts = replace(facts, file=plan_name(found.target, facts.device))
+    while not _amended(found, facts, report.path, repository, force=force):
+        pass  # another machine was faster, with a plan of its own
+    return replace(report, path=found.folder / facts.file, facts=facts)
+
+
+def _amended(found: FoundOrder, facts: PlanFacts, plan: Path, repository: Path, *, force: bool) -> bool:
     entry = read_entry(repository, found.model, found.version)
-    target = target_of(found, repository)
+    target = next((target for target in entry.manifest.targets if target.name == found.target), None)
     if target is None:
         raise PlanError(f"the manifest of {found} names no such target", fix="build the model again")
-    facts = replace(facts, file=plan_name(found.target, facts.device))
     before = [facts_from_json(record) for record in target.plans]
     _refuse_other_gpu(facts, before, found, force=force)
-    plans = [*(plan for plan in before if plan.file != facts.file), facts]
-    plans.sort(key=lambda plan: plan.file)
-    # What fits no capability of the map gets the default: a hardware-compatible plan may run there.
+    plans = sorted([*(item for item in before if item.file != facts.file), facts], key=lambda item: item.file)
     config = with_plans(
         read_config(repository, found.model, found.target),
-        {plan.device.compute_capability: plan.file for plan in plans},
+        {item.device.compute_capability: item.file for item in plans},
     )
-    if config.default_model_filename not in [plan.file for plan in plans]:
+    if config.default_model_filename not in [item.file for item in plans]:
+        # For a GPU that the map does not name: a hardware-compatible plan may run there.
         config.default_model_filename = facts.file
     amended = replace(
         target,
         precision=facts.precision,
         files=tuple(dict.fromkeys((*target.files, facts.file))),
-        plans=tuple(json_from_facts(plan) for plan in plans),
+        plans=tuple(json_from_facts(item) for item in plans),
     )
     targets = tuple(amended if other.name == target.name else other for other in entry.manifest.targets)
-    amend(entry, files={facts.file: report.path}, targets=targets, configs={target.name: config})
-    return replace(report, path=found.folder / facts.file, facts=facts)
+    return amend(entry, files={facts.file: plan}, targets=targets, configs={target.name: config}) is not None
 
 
 def _refuse_other_gpu(
