@@ -160,7 +160,7 @@ def strip_and_refit(shop: Workshop) -> dict[str, Any]:
 def run_and_time(shop: Workshop) -> dict[str, Any]:
     shop.build()
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    with open_plan(shop.plan) as session:
+    with open_plan(shop.plan, onnx=shop.onnx) as session:  # which it does not need
         small = session.run({"x": x})["y"]
         large = session.run({"x": np.ones((8, 3), np.float32)})["y"]
         again = session.run({"x": x})["y"]

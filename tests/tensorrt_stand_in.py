@@ -228,6 +228,7 @@ class World:
             "create_engine_inspector": lambda: inspector,
             "create_execution_context": lambda: None if self.stripped else self.context(),
             "num_optimization_profiles": 1,
+            "refittable": self.stripped,
             "num_io_tensors": 2,
             "get_tensor_name": lambda index: "xy"[index],
             "get_tensor_mode": lambda name: (

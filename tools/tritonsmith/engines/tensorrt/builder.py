@@ -60,7 +60,7 @@ def build_plan(
         logger, messages = logger_of(trt)
         messages.clear()
         builder = _make_builder(trt, logger, messages)
-        network = _parse(trt, builder, logger, onnx, capabilities)
+        network, parser = _parse(trt, builder, logger, onnx, capabilities)
         check_inputs(network, inputs, onnx)
         held = precisions_in(trt, network, capabilities)
         check_precision(precision, held, onnx)
@@ -69,6 +69,7 @@ def build_plan(
         say(f"building {out.name} ({precision}) with TensorRT {capabilities.version} for {machine.gpu}")
         with timing_cache_kept(config, timing_cache, version=capabilities.version, device=machine, say=say):
             serialized = _build(trt, builder, network, config, capabilities, messages, onnx, say)
+        del parser  # it owns the weights that the network points to
         write_plan(serialized, out)
         layers = _inspect(trt, out, inputs, options)
     return _facts(onnx, out, options, precision, capabilities, machine, layers, time.monotonic() - started)
@@ -81,7 +82,9 @@ def _make_builder(trt: ModuleType, logger: Any, messages: Messages) -> Any:
         raise PlanError("TensorRT's builder does not start", found=messages.reason(str(error))) from error
 
 
-def _parse(trt: ModuleType, builder: Any, logger: Any, onnx: Path, capabilities: Capabilities) -> Any:
+def _parse(
+    trt: ModuleType, builder: Any, logger: Any, onnx: Path, capabilities: Capabilities
+) -> tuple[Any, Any]:
     bits = 0
     for name in capabilities.network_flags:
         bits |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
@@ -95,7 +98,7 @@ def _parse(trt: ModuleType, builder: Any, logger: Any, onnx: Path, capabilities:
             f"TensorRT {capabilities.version} cannot read {onnx}",
             found="\n    ".join(str(error.desc()) for error in errors) or "TensorRT gave no reason",
         )
-    return network
+    return network, parser
 
 
 def _configure(trt: ModuleType, builder: Any, options: PlanOptions, flags: BuildFlags) -> Any:
@@ -142,7 +145,8 @@ def _build(
 ) -> Any:
     with interruptible(enabled=capabilities.progress) as interruption:
         if capabilities.progress:
-            config.progress_monitor = monitor_of(trt, say, interruption)
+            monitor = monitor_of(trt, say, interruption)
+            config.progress_monitor = monitor
         else:
             say(f"TensorRT {capabilities.version} shows no progress, and Ctrl-C takes effect when it is done")
         serialized = builder.build_serialized_network(network, config)

@@ -186,7 +186,7 @@ class PlanSession:
 
 
 def open_plan(path: Path, *, device: int = 0, profile: int = 0, onnx: Path | None = None) -> PlanSession:
-    """Load a plan; `onnx` gives a plan without weights its weights back. Close it, or use it in `with`.
+    """Load a plan; a plan without weights gets them from `onnx`. Close it, or use it in `with`.
 
     Raises:
         PlanError: no TensorRT or GPU here, or TensorRT refuses the plan.
@@ -195,7 +195,7 @@ def open_plan(path: Path, *, device: int = 0, profile: int = 0, onnx: Path | Non
     with ExitStack() as stack:
         cuda = stack.enter_context(open_cuda(device))
         engine = load_engine(trt, path)
-        if onnx is not None:
+        if onnx is not None and engine.refittable:  # nothing else is built so that it can be refitted
             refit_engine(trt, engine, path, onnx)
         if not 0 <= profile < engine.num_optimization_profiles:
             raise PlanError(

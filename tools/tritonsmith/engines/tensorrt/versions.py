@@ -99,7 +99,7 @@ def import_tensorrt() -> ModuleType:
     reasons = []
     flags = sys.getdlopenflags()
     # 8.6's plugin library names functions of cuBLAS and cuDNN that are never called: bind when called.
-    sys.setdlopenflags(os.RTLD_LAZY | os.RTLD_GLOBAL)
+    sys.setdlopenflags(os.RTLD_LAZY)
     try:
         for name in BINDINGS:
             try:
