@@ -8,6 +8,7 @@ import pytest
 
 from linted import DOUBLE, add_double, add_linear, add_model, findings_of, only
 from tritonsmith.errors import UsageError
+from tritonsmith.targets.view import lay_view
 
 
 def test_a_right_repository_has_no_finding(tmp_path: Path) -> None:
@@ -51,6 +52,13 @@ def test_what_is_no_repository_is_wrong_usage(tmp_path: Path, content: str) -> N
         folder.mkdir()
     with pytest.raises(UsageError):
         findings_of(folder)
+
+
+def test_a_view_is_not_what_was_published(tmp_path: Path) -> None:
+    add_double(tmp_path / "repository")
+    view = lay_view(tmp_path / "repository", tmp_path / "view")
+    with pytest.raises(UsageError, match="is a view"):
+        findings_of(view)
 
 
 def test_an_unknown_target_is_wrong_usage_and_known_ones_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tritonsmith.lint.findings import Finding, finding_from_error
 from tritonsmith.repository.config import config_from_text
 from tritonsmith.repository.entry import CONFIG_NAME, CONFIGS_FOLDER, config_name
 from tritonsmith.repository.names import check_name
+from tritonsmith.targets.view import MARKER
 
 # `platform` of a configuration that names no backend, in Triton core's `src/constants.h`
 PLATFORM_BACKENDS = {
@@ -81,10 +82,14 @@ def read_models(repository: Path, target: str | None) -> tuple[tuple[Model, ...]
     """Every model of the repository, and what is wrong with its folder or cannot be parsed.
 
     Raises:
-        UsageError: no such folder, or no model that has the target.
+        UsageError: no such folder, a view, no model in it, or none that has the target.
     """
     if not repository.is_dir():
         raise UsageError(f"{repository} is no folder", expected="a Triton model repository")
+    if (repository / MARKER).is_file():
+        raise UsageError(
+            f"{repository} is a view that `tritonsmith plans` laid", fix="lint the repository under it"
+        )
     models: list[Model] = []
     findings: list[Finding] = []
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
