@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test test-container image-cpu test-manifests check format bench bench-compression clean
+.PHONY: help demo models serve test test-container image-cpu test-manifests check format bench bench-compression pack-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -42,7 +42,7 @@ test-container: models ## Build the CPU image, start it hardened, and test it; s
 
 image-cpu: ## Build the image tritonsmith-cpu, with what the stages of model_repository/ need
 	@PYTHONPATH=tools $(PYTHON) -m tritonsmith.deploy.context model_repository docker
-	@docker/build.sh cpu
+	@docker/build.sh cpu --build-arg "REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown)"
 
 test-manifests: .venv/.dev .cache/manifest-tools/.done ## Lint rendered manifests and Dockerfiles with the public tools
 	@TRITONSMITH_MANIFEST_TOOLS='$(CURDIR)/.cache/manifest-tools/bin' $(RUN) -m pytest -m manifests
@@ -63,5 +63,8 @@ bench: .venv/.dev ## Measure again what perf/results/ holds
 bench-compression: .venv/.dev ## Compress, judge, time and serve the models of perf/compression.py (about an hour)
 	@$(RUN) perf/compression.py
 
+pack-gpu: .venv/.dev ## Pack tests and benchmark for a GPU machine without a package index (tests/gpu/README.md)
+	@tests/gpu/run.sh pack build/gpu/pack
+
 clean: ## Remove all that was installed or built here
-	rm -rf .venv .cache build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .cache build .pytest_cache .mypy_cache .ruff_cache docker/tritonsmith.tar.gz docker/constraints.txt

@@ -157,7 +157,7 @@ def lay_out_model(model: Model, folder: Path, say: Say) -> None:
             answers, answer(folder / f"{precision}.onnx", model.rows)
         )
     graph = onnx.load(str(fp32.path))
-    places = dict(find_places(fp32.path, graph, model.weights_from(graph)))
+    places = dict(find_places(fp32.path, model.weights_from(graph)))
     write_description(model, fp32, folder, measured, places)
 
 
@@ -240,7 +240,7 @@ def minilm_weights(_: onnx.ModelProto) -> Weights:
     return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
 
 
-def find_places(path: Path, graph: onnx.ModelProto, weights: Weights) -> Iterator[tuple[str, Place]]:
+def find_places(path: Path, weights: Weights) -> Iterator[tuple[str, Place]]:
     """Where in the file each weight lies, looked for by its bytes.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +39,6 @@ def pack(out: Path, names: Sequence[str], *, threads: int, say: Say) -> None:
             makers[name](stage)
             bundles[name] = pack_bundle(name, stage, out, before=bundles.get(name), threads=threads, say=say)
         write_index(out, (bundles[known] for known in NAMES if known in bundles))
-    shutil.rmtree(out / ".work", ignore_errors=True)
     total = sum(bundle.size_bytes for bundle in bundles.values())
     count = sum(len(bundle.parts) for bundle in bundles.values())
     say(f"{count} parts, {total / MIB:.0f} MiB, and pack.json in {out}")

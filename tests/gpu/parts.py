@@ -118,6 +118,9 @@ def pack_bundle(
         say(f"{name}: packed before, {before.size_bytes / MIB:.0f} MiB")
         return before
     work = out / ".work" / f"{name}-{key[:16]}"
+    for stale in (out / ".work").glob(f"{name}-*"):
+        if stale != work:
+            shutil.rmtree(stale)
     work.mkdir(parents=True, exist_ok=True)
     raw_bytes, chunks = 0, []
     for number, chunk, size in _compress(tar_stream(source, entries), work, chunk_bytes, threads, preset):

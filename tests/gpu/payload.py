@@ -1,7 +1,7 @@
 """What a GPU machine without a package index needs, laid out as folders: one a bundle.
 
 python/     a CPython 3.10 that runs from any path, and the wheels of wheels.txt in python/site
-tensorrt/   TensorRT 8.6.0 without its old parsers, and stand-ins for libraries that it only names
+tensorrt/   TensorRT 8.6.0 whole, and stand-ins for libraries that it only names
 code/       the package, the tests marked `gpu`, the benchmark
 """
 
@@ -25,7 +25,6 @@ VERSION = "3.10"
 TENSORRT = "tensorrt==8.6.0"
 # libnvinfer_plugin names these; nothing calls into them with cuBLAS and cuDNN left out of the tactics.
 STAND_INS = ("libcublas.so.12", "libcublasLt.so.12", "libcudnn.so.8")
-TENSORRT_LEFT_OUT = ("tensorrt/libnvparsers.so.8",)
 STDLIB_LEFT_OUT = shutil.ignore_patterns(
     *("site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo"),
     *("config-*", "__pycache__", "*.a", "_test*.so"),
@@ -56,14 +55,14 @@ def lay_out_python(folder: Path, wheels: Path, say: Say) -> None:
     requirements = Path(__file__).with_name("wheels.txt")
     download(["--requirement", str(requirements)], wheels / "python", say)
     for wheel in sorted((wheels / "python").glob("*.whl")):
-        unzip(wheel, folder / "site", leave_out=r"/tests?/")
+        unzip(wheel, folder / "site")
 
 
 def lay_out_tensorrt(folder: Path, wheels: Path, say: Say) -> None:
     """The wheel's files, and the stand-ins beside them."""
     download([TENSORRT], wheels / "tensorrt", say)
     (wheel,) = (wheels / "tensorrt").glob("*.whl")
-    unzip(wheel, folder, leave_out="|".join(map(re.escape, TENSORRT_LEFT_OUT)))
+    unzip(wheel, folder)
     make_stand_ins(folder / "stand-ins")
 
 
@@ -109,11 +108,11 @@ def download(what: list[str], folder: Path, say: Say) -> None:
     partial.replace(folder)
 
 
-def unzip(wheel: Path, folder: Path, *, leave_out: str) -> None:
-    """The files of a wheel, without names that match `leave_out`."""
+def unzip(wheel: Path, folder: Path) -> None:
+    """The files of a wheel, without its tests."""
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if not re.search(leave_out, name):
+            if "/tests/" not in name:
                 archive.extract(name, folder)
 
 

@@ -1,0 +1,142 @@
+"""The GPU benchmark without a GPU: how samples become numbers, how it asks, and that it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "perf" / "gpu"))
+from reference import agreement, read_weights
+from subjects import Row, Subject, int8_verdicts, summary_of
+from worker import Worker, WorkerError
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / "perf" / "gpu"
+# A process that answers: twice the number, a refusal, nothing for a minute, or its end.
+PEER = """
+import sys, time
+sys.path.append(sys.argv[1])
+from worker import answer_requests, WorkerError
+def double(number):
+    print("a library prints")
+    return {"number": 2 * number}
+def refuse():
+    raise WorkerError("not here")
+answer_requests(
+    {"double": double, "refuse": refuse, "sleep": lambda: time.sleep(60), "end": lambda: sys.exit(7)},
+    (WorkerError,),
+)
+"""
+
+
+@pytest.fixture
+def peer() -> Iterator[Worker]:
+    worker = Worker("peer", [sys.executable, "-c", PEER, str(BENCH)], os.environ)
+    yield worker
+    worker.close()
+
+
+def test_worker_answers_and_refuses(peer: Worker) -> None:
+    assert peer.ask("double", timeout_s=30, number=21) == {"number": 42}
+    with pytest.raises(WorkerError, match="WorkerError: not here"):
+        peer.ask("refuse", timeout_s=30)
+    assert peer.ask("double", timeout_s=30, number=1) == {"number": 2}
+
+
+def test_a_worker_that_hangs_is_ended(peer: Worker) -> None:
+    peer.ask("double", timeout_s=30, number=1)
+    with pytest.raises(WorkerError, match="no answer within 0 s"):
+        peer.ask("sleep", timeout_s=0.1)
+    with pytest.raises(WorkerError, match="peer has ended"):
+        peer.ask("double", timeout_s=30, number=1)
+
+
+def test_a_worker_that_ends_is_reported(peer: Worker) -> None:
+    with pytest.raises(WorkerError, match="peer ended with exit status 7"):
+        peer.ask("end", timeout_s=30)
+
+
+def test_percentiles_are_those_of_all_samples() -> None:
+    rounds = [list(range(1000, 101_000, 1000)), [50_000] * 3]  # 1 to 100 us, then three of 50 us
+    summary = summary_of(rounds, batch=4)
+    assert summary["p50_us"] == 50.0
+    assert summary["p99_us"] == 99.0  # of 103 samples the 102nd
+    assert summary["per_s"] == pytest.approx(80_000.0)
+    assert summary["rounds_p50_us"] == [50.5, 50.0]
+    assert summary["spread"] == pytest.approx(0.5 / 50.25)
+    assert summary["rounds_ns"] == rounds
+    assert summary_of([], batch=1)["p50_us"] is None
+
+
+def row_of(precision: str, batch: int, *rounds_us: int) -> Row:
+    subject = Subject(engine="tensorrt", precision=precision, mode="graph")
+    row = Row(subject=subject, model="resnet50", batch=batch, unmeasured=None)
+    row.rounds_ns["gpu"] = [[us * 1000] * 5 for us in rounds_us]
+    return row
+
+
+def test_int8_that_is_no_faster_is_said() -> None:
+    rows = [
+        *(row_of("fp16", 1, 100, 102, 98), row_of("int8", 1, 100, 100, 100)),
+        *(row_of("fp16", 8, 200, 200, 200), row_of("int8", 8, 100, 125, 100)),
+        *(row_of("fp16", 32, 200, 200, 200), row_of("int8", 32, 100, 210, 100)),  # slower in a round
+        row_of("int8", 128, 100),  # nothing to compare with
+    ]
+    verdicts = {verdict["batch"]: verdict for verdict in int8_verdicts(rows)}
+    assert {batch: verdict["faster"] for batch, verdict in verdicts.items()} == {1: False, 8: True, 32: False}
+    assert verdicts[8]["int8_as_fast_as_fp16"] == 2.0
+    assert (verdicts[8]["low"], verdicts[8]["high"]) == (1.6, 2.0)
+
+
+def test_agreement_is_the_worst_row() -> None:
+    expected = {"y": np.array([[1.0, 0.0], [3.0, 4.0]], np.float32)}
+    found = {"y": np.array([[1.0, 0.0], [4.0, 3.0]], np.float32)}
+    assert agreement(expected, found) == {
+        "y": {"max_abs": 1.0, "largest": 4.0, "min_cosine": pytest.approx(24 / 25)}
+    }
+
+
+def test_weights_are_read_out_of_the_onnx_file(tmp_path: Path) -> None:
+    from gpu.models import find_places
+
+    random = np.random.default_rng(0)
+    weights = {
+        "bias": random.normal(size=5).astype(np.float32),
+        "matrix": random.normal(size=(3, 5)).astype(np.float32),
+        "kernel": random.normal(size=(4, 3, 1, 1)).astype(np.float32),
+    }
+    stored = (weights["kernel"], weights["matrix"].T, weights["bias"])  # a product's weights lie transposed
+    content = b"head" + b"--".join(np.ascontiguousarray(array).tobytes() for array in stored)
+    (tmp_path / "fp32.onnx").write_bytes(content)
+    places = {
+        name: {"offset_bytes": place.offset_bytes, "shape": place.shape, "transposed": place.transposed}
+        for name, place in find_places(tmp_path / "fp32.onnx", weights)
+    }
+    assert {name for name, place in places.items() if place["transposed"]} == {"matrix"}
+    (tmp_path / "model.json").write_text(json.dumps({"weights": places}))
+    found = read_weights(tmp_path)
+    assert found.keys() == weights.keys()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_benchmark_refuses_without_a_gpu(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [
+            *(sys.executable, str(BENCH / "bench.py"), "--models", str(tmp_path), "--plans", str(tmp_path)),
+            *("--out", str(tmp_path / "gpu.json"), "--torch-python", sys.executable),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("benchmark: no GPU: ")
+    assert not (tmp_path / "gpu.json").exists()
