@@ -70,14 +70,16 @@ def measure_repository(
     samples: Mapping[str, Path] | None = None,
     axis_length: int | None = None,
     runs: int = RUNS,
+    load_s: float = LOAD_S,
     say: Callable[[str], None],
 ) -> Measurements:
     """Serve `repository` `runs` times and measure what it needs.
 
     `target` is a --model-config-name. `samples` are .npz files by model name; a model without is asked with
-    ones, its free axes `axis_length` long (see `largest_request`). Memory is that of the server's processes:
-    anonymous pages, and each mapped file once. The peak adds what each process once held beyond that, so it
-    is never less than what was in use at one moment, and may be more.
+    ones, its free axes `axis_length` long (see `largest_request`). All models at once are asked for `load_s`
+    seconds. Memory is that of the server's processes: anonymous pages, and each mapped file once. The peak
+    adds what each process once held beyond that, so it is never less than what was in use at one moment, and
+    may be more.
 
     Raises:
         DeployError: no repository, samples for no model of it, a model that needs samples, streams its
@@ -96,7 +98,7 @@ def measure_repository(
     measured = []
     for number in range(1, runs + 1):
         say(f"run {number} of {runs}: {repository}")
-        measured.append(_measure_once(repository, target, samples, axis_length, say))
+        measured.append(_measure_once(repository, target, samples, axis_length, load_s, say))
     return Measurements(
         repository=repository.resolve().name,
         fingerprint=fingerprint_of_repository(repository, target),
@@ -122,6 +124,7 @@ def _measure_once(
     target: str | None,
     samples: Mapping[str, Path],
     axis_length: int | None,
+    load_s: float,
     say: Callable[[str], None],
 ) -> _Run:
     flags = () if target is None else (f"--model-config-name={target}",)
@@ -142,8 +145,9 @@ def _measure_once(
             for name, model in models.items():
                 say(f"the largest request of {name}, alone")
                 measured.append(_ask_alone(client, model, requests[name]))
-            say(f"all models at once, for {LOAD_S:g} s")
-            cpu_s_per_s = _ask_all(server, [(models[one.name], requests[one.name], one) for one in measured])
+            say(f"all models at once, for {load_s:g} s")
+            work = [(models[one.name], requests[one.name], one) for one in measured]
+            cpu_s_per_s = _ask_all(server, work, load_s)
         shm_bytes = max(shm_bytes, shared_bytes(prefix))  # segments grow and never shrink
         peak_bytes = before.total_bytes + sum(
             max(0, held_and_most_bytes(pid)[1] - before.held_bytes.get(pid, 0))
@@ -212,9 +216,11 @@ def _ask_alone(client: Client, model: Model, request: Mapping[str, Any]) -> Mode
     )
 
 
-def _ask_all(server: Server, work: Sequence[tuple[Model, Mapping[str, Any], ModelMeasurements]]) -> float:
+def _ask_all(
+    server: Server, work: Sequence[tuple[Model, Mapping[str, Any], ModelMeasurements]], load_s: float
+) -> float:
     """Ask all models at once, as many requests in flight as there are instances; cores in use meanwhile."""
-    deadline = time.monotonic() + LOAD_S
+    deadline = time.monotonic() + load_s
 
     def repeat(model: Model, request: Mapping[str, Any]) -> None:
         while True:

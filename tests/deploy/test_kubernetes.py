@@ -1,0 +1,392 @@
+"""Rendered manifests: what selects what, where each number comes from, and wrong options of every kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from measured import MEASURED, write_measured_repository
+from rendered import DIGEST, IMAGES, Render, load, rendering
+from tritonsmith.cli import main
+from tritonsmith.deploy.kubernetes import KubernetesOptions, render_kubernetes
+from tritonsmith.deploy.kubernetes.options import split_image
+from tritonsmith.deploy.measurements_file import write_measurements
+from tritonsmith.deploy.sizes import sizes_from_measurements
+from tritonsmith.errors import DeployError, UsageError
+
+SIZES = sizes_from_measurements(MEASURED)
+
+
+@pytest.fixture
+def render(tmp_path: Path) -> Render:
+    return rendering(tmp_path / "two")
+
+
+def pod_of(files: Mapping[str, bytes]) -> dict[str, Any]:
+    pod: dict[str, Any] = load(files, "base/deployment.yaml")["spec"]["template"]
+    return pod
+
+
+def container_of(files: Mapping[str, bytes]) -> dict[str, Any]:
+    (container,) = pod_of(files)["spec"]["containers"]
+    found: dict[str, Any] = container
+    return found
+
+
+# --- what selects what --------------------------------------------------------------------------------
+
+
+def test_every_selector_finds_the_pods(render: Render) -> None:
+    files = render(name="mine")
+    labels = pod_of(files)["metadata"]["labels"].items()
+    selectors = [
+        load(files, "base/deployment.yaml")["spec"]["selector"]["matchLabels"],
+        load(files, "base/disruptionbudget.yaml")["spec"]["selector"]["matchLabels"],
+        load(files, "base/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
+        *(one["spec"]["selector"] for one in yaml.safe_load_all(files["base/services.yaml"])),
+        *(one["labelSelector"]["matchLabels"] for one in pod_of(files)["spec"]["topologySpreadConstraints"]),
+    ]
+    assert len(selectors) == 7
+    for selector in selectors:
+        assert selector
+        assert selector.items() <= labels
+
+
+def test_services_reach_ports_of_the_container(render: Render) -> None:
+    files = render(name="mine")
+    ports = {port["name"]: port["containerPort"] for port in container_of(files)["ports"]}
+    assert ports == {"http": 8000, "grpc": 8001, "metrics": 8002}
+    one, headless = yaml.safe_load_all(files["base/services.yaml"])
+    for service in (one, headless):
+        assert all(ports[port["targetPort"]] == port["port"] for port in service["spec"]["ports"])
+    assert (one["metadata"]["name"], one["spec"]["type"]) == ("mine", "ClusterIP")
+    assert (headless["metadata"]["name"], headless["spec"]["clusterIP"]) == ("mine-headless", "None")
+
+
+def test_scalers_name_the_deployment(render: Render) -> None:
+    files = render(name="mine", min_replicas=3, max_replicas=9)
+    name = load(files, "base/deployment.yaml")["metadata"]["name"]
+    spec = load(files, "base/autoscaler.yaml")["spec"]
+    assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (3, 9)
+    keda = load(files, "components/keda/scaledobject.yaml")["spec"]
+    assert keda["scaleTargetRef"]["name"] == name
+    assert (keda["minReplicaCount"], keda["maxReplicaCount"]) == (3, 9)
+    removed = load(files, "components/keda/without-autoscaler.yaml")
+    assert (removed["$patch"], removed["metadata"]["name"]) == ("delete", name)
+    assert "replicas" not in load(files, "base/deployment.yaml")["spec"]  # the scaler counts them
+
+
+def test_kustomizations_name_every_file(render: Render) -> None:
+    files = render()
+    named = {"README.md", "measurements.json", "prometheus-adapter.yaml"}
+    for path in files:
+        if path.endswith("kustomization.yaml"):
+            folder = path.rpartition("/")[0]
+            own = load(files, path)
+            listed = [*own["resources"], *(patch["path"] for patch in own.get("patches", ()))]
+            named |= {path, *(f"{folder}/{name}" for name in listed if not name.startswith(".."))}
+    assert named == files.keys()
+
+
+def test_metric_of_the_scaler_is_what_the_adapter_offers(render: Render) -> None:
+    files = render()
+    (rule,) = load(files, "prometheus-adapter.yaml")["rules"]["custom"]
+    (metric,) = load(files, "base/autoscaler.yaml")["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "1"}
+    query = rule["metricsQuery"]
+    queue, _, compute = query.partition(" / ")
+    assert "rate(nv_inference_queue_duration_us{<<.LabelMatchers>>" in queue
+    assert "rate(nv_inference_compute_infer_duration_us{<<.LabelMatchers>>" in compute
+    assert query.count('model!~"both"') == 2  # the ensemble
+
+
+# --- where numbers come from --------------------------------------------------------------------------
+
+
+def test_probes_are_the_measured_ones(render: Render) -> None:
+    container = container_of(render())
+    startup = container["startupProbe"]
+    assert startup["httpGet"] == {"path": "/v2/health/ready", "port": 8000}
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 4 * 20  # ready after 20 s
+    assert container["readinessProbe"]["httpGet"]["path"] == "/v2/health/ready"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/v2/health/live"
+    assert container["livenessProbe"]["timeoutSeconds"] == SIZES.liveness.timeout_s
+
+
+def test_memory_processor_and_shared_memory(render: Render) -> None:
+    files = render()
+    container = container_of(files)
+    assert container["resources"] == {
+        "requests": {"cpu": "1300m", "memory": "1344Mi"},  # as test_sizes.py derives them
+        "limits": {"cpu": "2000m", "memory": "1344Mi"},
+    }
+    volumes = {volume["name"]: volume for volume in pod_of(files)["spec"]["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "96Mi"}
+    assert {"name": "TRITONSMITH_SHM_MIB", "value": "96"} in container["env"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"models": "/models", "shm": "/dev/shm", "tmp": "/tmp"}  # noqa: S108
+
+
+def test_end_of_a_pod(render: Render) -> None:
+    files = render()
+    container = container_of(files)
+    assert "--exit-timeout-secs=17" in container["args"]
+    assert container["lifecycle"]["preStop"]["exec"]["command"] == ["/bin/sleep", "15"]
+    assert pod_of(files)["spec"]["terminationGracePeriodSeconds"] == 15 + 17 + 5
+    (age_ms,) = [
+        int(one.partition("=")[2]) for one in container["args"] if "--grpc-max-connection-age=" in one
+    ]
+    assert age_ms < 15_000  # connections end before the drain does
+
+
+def test_annotations_say_where_numbers_come_from(render: Render) -> None:
+    annotations = load(render(), "base/deployment.yaml")["metadata"]["annotations"]
+    assert "peak of 1000Mi" in annotations["tritonsmith/memory"]
+    assert "ready after 20 s" in annotations["tritonsmith/startup-probe"]
+
+
+def test_other_measurements_give_other_numbers(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    slow = replace(measurements, ready_s=200.0, peak_bytes=4000 << 20)
+    container = container_of(render_kubernetes(repository, slow, KubernetesOptions()))
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 800
+    assert container["resources"]["limits"]["memory"] == "5120Mi"  # 5000 + 46 + 16 in steps of 64
+
+
+# --- hardening ----------------------------------------------------------------------------------------
+
+
+def test_pods_are_hardened(render: Render) -> None:
+    files = render(storage="s3://bucket/models")
+    spec = pod_of(files)["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] == 10001
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert load(files, "base/serviceaccount.yaml")["automountServiceAccountToken"] is False
+    for container in (*spec["initContainers"], *spec["containers"]):
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert set(container["resources"]) == {"requests", "limits"}
+
+
+def test_network_policy(render: Render) -> None:
+    spec = load(render(), "base/networkpolicy.yaml")["spec"]
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    clients, monitoring = spec["ingress"]
+    assert [port["port"] for port in clients["ports"]] == [8000, 8001]
+    assert [port["port"] for port in monitoring["ports"]] == [8002]
+    assert all(rule["from"] for rule in spec["ingress"])  # an empty one would let everybody in
+    (names,) = spec["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+
+
+# --- storage ------------------------------------------------------------------------------------------
+
+
+def test_repository_in_a_volume(render: Render) -> None:
+    files = render(storage="pvc:weights/production/v1")
+    volume = pod_of(files)["spec"]["volumes"][0]
+    assert volume["persistentVolumeClaim"] == {"claimName": "weights", "readOnly": True}
+    mount = container_of(files)["volumeMounts"][0]
+    assert (mount["readOnly"], mount["subPath"]) == (True, "production/v1")
+    assert "initContainers" not in pod_of(files)["spec"]
+    isvc = load(files, "overlays/kserve/inferenceservice.yaml")
+    assert isvc["spec"]["predictor"]["model"]["storageUri"] == "pvc://weights/production/v1"
+
+
+def test_repository_in_an_object_store(render: Render) -> None:
+    files = render(
+        storage="s3://bucket/models",
+        object_store_endpoint="http://minio.store:9000",
+        object_store_secret="way",  # noqa: S106 - a name
+    )
+    (fetch,) = pod_of(files)["spec"]["initContainers"]
+    assert fetch["args"][:3] == ["copy", "store:bucket/models", "/models"]
+    variables = {one["name"]: one["value"] for one in fetch["env"]}
+    assert variables["RCLONE_CONFIG_STORE_ENDPOINT"] == "http://minio.store:9000"
+    volumes = {volume["name"]: volume for volume in pod_of(files)["spec"]["volumes"]}
+    assert volumes["object-store"]["secret"]["secretName"] == "way"
+    assert "emptyDir" in volumes["models"]
+    assert container_of(files)["volumeMounts"][0]["readOnly"] is True  # the server itself never writes
+    ports = [
+        port["port"]
+        for rule in load(files, "base/networkpolicy.yaml")["spec"]["egress"]
+        for port in rule["ports"]
+    ]
+    assert 9000 in ports
+    assert load(files, "overlays/kserve/serviceaccount.yaml")["secrets"] == [{"name": "way"}]
+    assert not any(b"kind: Secret" in content for content in files.values())
+
+
+# --- overlays -----------------------------------------------------------------------------------------
+
+
+def test_gpu_overlay(render: Render, tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "with target")
+    (repository / "big" / "configs").mkdir()
+    (repository / "big" / "configs" / "trt.pbtxt").write_text('name: "big"\n')
+    options = KubernetesOptions(target="trt", gpu_product="NVIDIA-L4", storage_class="fast", **IMAGES)
+    files = render_kubernetes(repository, measurements, options)
+    patch = load(files, "overlays/gpu/gpu.yaml")
+    spec = patch["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert {"name": "TRITONSMITH_TARGET", "value": "trt"} in container["env"]
+    assert container["name"] == container_of(files)["name"]  # else a second container would be added
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 3600 + 80
+    assert "NOT MEASURED" in patch["metadata"]["annotations"]["tritonsmith/startup-probe"]
+    (terms,) = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    assert terms["matchExpressions"][0]["values"] == ["NVIDIA-L4"]
+    claim = load(files, "overlays/gpu/plan-cache.yaml")
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["storageClassName"] == "fast"
+    with pytest.raises(DeployError, match="'trt'"):
+        render(target="trt")
+
+
+def test_images_of_overlays(render: Render) -> None:
+    (image,) = load(render(**IMAGES), "overlays/gpu/kustomization.yaml")["images"]
+    base = container_of(render())["image"]
+    assert image == {
+        "name": base,
+        "newName": "registry.example:5000/team/tritonsmith-gpu",
+        "digest": DIGEST.removeprefix("@"),
+    }
+    (image,) = load(render(), "overlays/cpu/kustomization.yaml")["images"]
+    assert image == {"name": base, "newName": "tritonsmith-cpu", "newTag": "0.1.0"}
+
+
+def test_a_registry_port_is_no_tag() -> None:
+    assert split_image("host:5000/a/b") == ("host:5000/a/b", None, None)
+    assert split_image("host:5000/a/b:1.0") == ("host:5000/a/b", "1.0", None)
+    assert split_image(f"a:1{DIGEST}") == ("a", "1", DIGEST[1:])
+
+
+def test_kserve_overlay(render: Render) -> None:
+    files = render(name="mine", **IMAGES)
+    runtime = load(files, "overlays/kserve/runtime.yaml")
+    service = load(files, "overlays/kserve/inferenceservice.yaml")
+    predictor = service["spec"]["predictor"]
+    assert predictor["model"]["runtime"] == runtime["metadata"]["name"]
+    assert predictor["model"]["modelFormat"]["name"] == runtime["spec"]["supportedModelFormats"][0]["name"]
+    (container,) = runtime["spec"]["containers"]
+    assert container["name"] == "kserve-container"
+    assert container["image"] == IMAGES["cpu_image"]
+    assert {"name": "TRITONSMITH_MODELS", "value": "/mnt/models"} in container["env"]
+    assert container["startupProbe"] == container_of(files)["startupProbe"]
+    assert predictor["terminationGracePeriodSeconds"] == SIZES.grace_s
+    assert (
+        predictor["serviceAccountName"]
+        == load(files, "overlays/kserve/serviceaccount.yaml")["metadata"]["name"]
+    )
+    annotations = service["metadata"]["annotations"]
+    assert annotations["serving.kserve.io/autoscalerClass"] == "keda"
+    selected = {"serving.kserve.io/inferenceservice": "mine"}
+    assert load(files, "overlays/kserve/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"] == selected
+    assert load(files, "overlays/kserve/disruptionbudget.yaml")["spec"]["selector"]["matchLabels"] == selected
+    (metric,) = predictor["autoScaling"]["metrics"]
+    assert 'pod=~"mine-predictor-.*"' in metric["external"]["metric"]["query"]
+
+
+# --- options and the command line ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "Upper"}, "--name"),
+        ({"name": "a" * 41}, "too long"),
+        ({"namespace": "under_score"}, "--namespace"),
+        ({"cpu_image": "UPPER/image"}, "image"),
+        ({"min_replicas": 0}, "replicas"),
+        ({"min_replicas": 5, "max_replicas": 4}, "replicas"),
+        ({"storage": "s3://"}, "--storage"),
+        ({"storage": "gs://bucket"}, "--storage"),
+        ({"storage": "pvc:Claim"}, "--storage"),
+        ({"plan_cache_size": "ten"}, "--plan-cache-size"),
+        ({"prometheus_url": "prometheus:80"}, "--prometheus"),
+        ({"object_store_endpoint": "minio"}, "--endpoint"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        KubernetesOptions(**options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    repository: Path
+    file: Path
+
+    def deploy(self, out: Path, *more: str) -> int:
+        return main(
+            [
+                *("deploy", "kubernetes", str(self.repository), "--out", str(out)),
+                *("--measurements", str(self.file), *more),
+            ]
+        )
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Measured:
+    repository, measurements = write_measured_repository(tmp_path / "two models")
+    write_measurements(tmp_path / "m.json", measurements)
+    return Measured(repository=repository, file=tmp_path / "m.json")
+
+
+def test_command_line_writes_a_folder(
+    measured: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a new" / "folder"
+    assert measured.deploy(out, "--json", "--min-replicas", "3", "--name", "mine") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert any("overlays/cpu" in step for step in told["next"])
+    assert yaml.safe_load((out / "base/autoscaler.yaml").read_text())["spec"]["minReplicas"] == 3
+    assert "# two on Kubernetes" in (out / "README.md").read_text()
+
+    assert measured.deploy(out) == 2
+    assert "--force" in capsys.readouterr().err
+    assert measured.deploy(out, "--force") == 0
+    assert yaml.safe_load((out / "base/autoscaler.yaml").read_text())["spec"]["minReplicas"] == 2
+
+
+def test_command_line_replaces_only_what_it_rendered(
+    measured: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("years of work")
+    assert measured.deploy(tmp_path / "own", "--force") == 2
+    assert "was not rendered" in capsys.readouterr().err
+    assert (tmp_path / "own" / "thesis.txt").exists()
+
+
+def test_command_line_refuses_other_measurements(
+    measured: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (measured.repository / "small" / "config.pbtxt").write_text("max_batch_size: 8")
+    assert measured.deploy(tmp_path / "out") == 1
+    assert "other configurations" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_takes_measurements_or_measures(
+    measured: Measured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measured.deploy(tmp_path / "out", "--axis-length", "8") == 2
+    assert "--axis-length beside --measurements" in capsys.readouterr().err
