@@ -86,14 +86,24 @@ def test_int8_must_be_faster(tmp_path: Path, milliseconds: dict[str, float], exp
         assert refusal.startswith("no faster than fp16 at batch 4: ")
 
 
-def test_the_interval_decides_about_int8(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "other"), [("auto", "int8"), ("auto", "fp32"), ("int8", "int8")])
+def test_the_interval_decides(tmp_path: Path, precision: str, other: str) -> None:
     """Twice as fast in the median, and slower in many rounds: not beyond doubt."""
-    machine = OnnxTools()
     even = np.arange(21) % 2 == 0
     times_s = np.stack([np.full(21, 1.0), np.where(even, 0.5, 1.5)], axis=1)
-    tools = dataclasses.replace(machine.tools(), time=lambda sessions, inputs: times_s)
-    order = write_order(tmp_path, ("fp16", "int8"))
-    assert choose_plan(order, tmp_path, tmp_path / "model.plan", tools=tools).facts.precision == "fp16"
+    tools = dataclasses.replace(OnnxTools().tools(), time=lambda sessions, inputs: times_s)
+    order = write_order(tmp_path, ("fp16", other), precision=precision)
+    if precision == "int8":
+        with pytest.raises(PlanError, match="the best is int8"):
+            choose_plan(order, tmp_path, tmp_path / "model.plan", tools=tools)
+        return
+    chosen = choose_plan(order, tmp_path, tmp_path / "model.plan", tools=tools)
+    assert chosen.facts.precision == "fp16"
+    refusal = told(chosen)[other]["refusal"]
+    assert refusal.startswith(
+        "no faster than fp16" if other == "int8" else "not faster than fp16 beyond doubt"
+    )
+    assert "2.00 times the speed (0.67 to 2.00)" in refusal
 
 
 def test_slow_int8_asked_for_by_name(tmp_path: Path) -> None:
