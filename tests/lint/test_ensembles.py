@@ -52,7 +52,10 @@ def test_a_batch_is_held_against_the_steps_of_the_same_target(tmp_path: Path) ->
     add_model(tmp_path, "twice", ensemble(*TWICE))
     (folder / "configs").mkdir()
     (folder / "configs" / "gpu.pbtxt").write_text(DOUBLE.replace("max_batch_size: 4", "max_batch_size: 2"))
-    found = findings_of(tmp_path, target="gpu")
+    found = findings_of(tmp_path)
     assert found
     assert {finding.model for finding in found} == {"twice"}
     assert all("configs/gpu.pbtxt" in str(finding.found) for finding in found)
+    (tmp_path / "twice" / "configs").mkdir()
+    (tmp_path / "twice" / "configs" / "gpu.pbtxt").write_text(ensemble(*TWICE, size=2))
+    assert findings_of(tmp_path) == ()

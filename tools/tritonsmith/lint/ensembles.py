@@ -69,11 +69,14 @@ def _in_order(steps: Sequence[model_config_pb2.ModelEnsembling.Step]) -> tuple[E
 
 def _check_batches(models: Mapping[str, Model], model: Model, variant: Variant) -> Iterator[Finding]:
     size = variant.config.max_batch_size
+    own = {other.target for other in model.targets}
     for step in variant.config.ensemble_scheduling.step:
         used = models[step.model_name].served(variant.target) if step.model_name in models else ()
         for other in used:
             most = other.config.max_batch_size
-            if variant.target in (None, other.target) and 0 < most < size:
+            # Where the ensemble has the target too, it is held against that one.
+            elsewhere = variant.target is None and other.target in own
+            if not elsewhere and 0 < most < size:
                 yield _wrong(
                     model,
                     variant,
