@@ -12,9 +12,6 @@
                                      # "fallback": defer, and serve the ONNX file by ONNX Runtime, with
                                      # TensorRT's execution provider on a GPU, where there is no plan yet
     allow_slow_int8 = false          # publish INT8 that is no faster than FP16
-    traffic = "stats.json"           # Triton's answer to GET /v2/models/<model>/stats: profiles for the
-                                     # batches that it had; a profile below has the other axes' ranges alone
-
     [target.gpu.plan]
     optimization_level = 3           # 0 to 5
     workspace = "4 GiB"              # or a number of bytes
@@ -34,6 +31,10 @@
     [[target.gpu.config.instance_group]]
     count = 2
     gpus = [0, 1]
+
+Instead of the batches of a profile, `traffic = "stats.json"` names Triton's answer to
+`GET /v2/models/<model>/stats`, and there is a profile for each batch size that it gathers around; beside it
+one profile may have the ranges of the other axes.
 
 A target begins with the model's own configuration: tensors, labels, warm-up, batching and everything else of
 [config], less what belongs to an engine or a machine: `instance_group`, `optimization`, `parameters`,
