@@ -19,6 +19,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from container_engine import Container, Engine, started
+from tritonsmith import __version__
 from tritonsmith.client import Client
 from tritonsmith.deploy.context import PINS
 from tritonsmith.deploy.measurements_file import read_measurements
@@ -42,6 +43,7 @@ HARDENED = (
     "--publish=127.0.0.1::8001",
     "--publish=127.0.0.1::8002",
 )
+SOON = "--health-interval=1s"
 SENTENCES = np.array([["A short sentence."], ["Der Übergang über die Brücke"], ["Triton serves models."]])
 
 
@@ -95,6 +97,7 @@ def test_image_is_small_and_says_what_it_is(engine: Engine, cpu_image: str) -> N
     assert image["Config"]["StopSignal"] == "SIGTERM"
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.title"] == "tritonsmith-cpu"
+    assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
 
 
@@ -213,7 +216,7 @@ def test_another_user_serves_and_idle_connections_do_not_delay_the_end(
     engine: Engine, cpu_image: str, digits_alone: Path
 ) -> None:
     """Without docker/close_idle.c it takes all of --exit-timeout-secs (30) and exits with 1."""
-    arguments = (*HARDENED, "--user=4242:4242", f"--volume={digits_alone}:/models:ro")
+    arguments = (*HARDENED, SOON, "--user=4242:4242", f"--volume={digits_alone}:/models:ro")
     with ExitStack() as stack:
         container = stack.enter_context(started(engine, "tritonsmith-cpu-other", *arguments, cpu_image))
         container.wait_until_healthy()
@@ -237,14 +240,14 @@ def test_another_user_serves_and_idle_connections_do_not_delay_the_end(
 
 
 def test_request_in_flight_is_answered_before_the_end(
-    engine: Engine, cpu_image: str, model_repository: Path, tmp_path: Path
+    engine: Engine, cpu_image: str, model_repository: Path
 ) -> None:
-    arguments = (*HARDENED, f"--volume={model_repository}:/models:ro")
+    mount = f"--volume={model_repository / 'minilm'}:/models/minilm:ro"
     tokens = {
-        name: np.ones((32, 256), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
+        name: np.ones((16, 256), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
     }
     with (
-        started(engine, "tritonsmith-cpu-busy", *arguments, cpu_image) as container,
+        started(engine, "tritonsmith-cpu-busy", *HARDENED, SOON, mount, cpu_image) as container,
         ThreadPoolExecutor(1) as threads,
     ):
         container.wait_until_healthy()
@@ -256,7 +259,7 @@ def test_request_in_flight_is_answered_before_the_end(
             answer = threads.submit(model, **tokens)
             time.sleep(0.5)
             container.stop()
-            assert next(iter(answer.result().values())).shape[0] == 32
+            assert next(iter(answer.result().values())).shape[0] == 16
         assert container.state("ExitCode") == "0", container.log()
 
 
