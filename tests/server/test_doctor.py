@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -82,8 +83,8 @@ def test_a_client_without_an_engine_is_no_container_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = tmp_path / "docker"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "neither" in by_name(diagnose())["containers"].detail
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("TRITONSMITH_CACHE", str(tmp_path / "cache"))  # no server is there to be proved
     client.write_text("#!/bin/sh\necho 'Cannot connect to the Docker daemon' >&2\nexit 1\n")
     client.chmod(0o755)
     found = by_name(diagnose())["containers"]
