@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Json, TensorSpec, sha256_of
+from tritonsmith.candidates import reason_of
 from tritonsmith.engines import Session, open_session
 from tritonsmith.engines.tensorrt.facts import Device, PlanFacts
 from tritonsmith.engines.tensorrt.options import PlanOptions
@@ -30,7 +31,7 @@ from tritonsmith.targets.agreement import (
     tolerance_of,
 )
 from tritonsmith.targets.order import PlanCandidate, PlanOrder
-from tritonsmith.targets.trial import Timing, Trial, decide, reason_of, speed_text, yardstick_of
+from tritonsmith.targets.trial import Timing, Trial, decide, speed_text, yardstick_of
 
 Say = Callable[[str], None]
 

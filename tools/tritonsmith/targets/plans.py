@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritonsmith.artifact import sha256_of
+from tritonsmith.candidates import reason_of
 from tritonsmith.engines.tensorrt.facts import Device, PlanFacts
 from tritonsmith.errors import NotCompiledError, PlanError
 from tritonsmith.targets.choose import ChosenPlan, PlanTools, choose_plan, tensorrt_tools
@@ -76,7 +77,7 @@ def build_plans(
                 raise NotCompiledError("no plan can be built on this machine", found=unavailable)
             reports.append(_fill(found, machine, request, tools, say))
         except PlanError as error:
-            reason = error.what if error.found is None else f"{error.what}: {error.found}"
+            reason = reason_of(error)
             if request.view is None or not isinstance(error, NotCompiledError) or not found.order.fallback:
                 failures.append((found, f"{reason}. {error.fix}" if error.fix else reason))
                 continue
@@ -102,9 +103,10 @@ def _fill(
         return report
 
     def build(out: Path, timing_cache: Path) -> ChosenPlan:
-        say(f"{found}: building")
-        tell = lambda line: say(f"{found}: {line}")  # noqa: E731
         return choose_plan(found.order, found.folder, out, tools=tools, timing_cache=timing_cache, say=tell)
+
+    def tell(line: str) -> None:
+        say(f"{found}: {line}")
 
     plan = plan_from_cache(
         request.cache,
@@ -113,7 +115,7 @@ def _fill(
         device=machine.device,
         build=build,
         force=request.force,
-        say=say,
+        say=tell,
     )
     seconds = time.monotonic() - began_s
     say(f"{found}: {'built' if plan.built else 'from the cache'} in {seconds:.1f} s")
@@ -125,9 +127,9 @@ def _fill(
         facts=plan.facts,
         candidates=plan.candidates,
     )
-    return (
-        report if request.view is not None else publish_plan(report, request.repository, force=request.force)
-    )
+    if request.view is not None:
+        return report
+    return publish_plan(report, request.repository, force=request.force)
 
 
 def _published(found: FoundOrder, machine: Machine, repository: Path) -> PlanReport | None:

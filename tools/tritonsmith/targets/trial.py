@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tritonsmith.artifact import Json
 from tritonsmith.engines.tensorrt.facts import PlanFacts
-from tritonsmith.errors import EngineError, NotCompiledError, PlanError
+from tritonsmith.errors import NotCompiledError, PlanError
 from tritonsmith.measure import SpeedRatio
 from tritonsmith.targets.agreement import Agreement, Case
 from tritonsmith.targets.order import PlanCandidate, PlanOrder
@@ -109,10 +109,6 @@ def yardstick_of(trials: Sequence[Trial]) -> Trial | None:
     """The plan that others are timed beside; one that is wrong still shows what FP16 costs."""
     ran = {trial.candidate.precision: trial for trial in reversed(trials) if trial.agreement is not None}
     return next((ran[precision] for precision in YARDSTICKS if precision in ran), None)
-
-
-def reason_of(error: EngineError) -> str:
-    return error.what if error.found is None else f"{error.what}: {error.found}"
 
 
 def speed_text(speed: SpeedRatio) -> str:
