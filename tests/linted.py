@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from onnx_models import linear_model
+from onnx_models import linear_model, linear_weights, model_from_text
 from tritonsmith.containers import find_container
 from tritonsmith.lint.findings import Finding
 from tritonsmith.lint.run import lint
@@ -72,6 +73,19 @@ def add_linear(
 
 def add_double(repository: Path, name: str = "double", config: str = DOUBLE) -> Path:
     return add_model(repository, name, config, {"model.py": PYTHON.encode()})
+
+
+def quantized(zero_point: str, *, named: bool = True) -> onnx.ModelProto:
+    """Scores of quantized features; `zero_point` is a numpy type."""
+    point = ", point" if named else ""
+    weights = linear_weights() | {"scale": np.float32(0.1), "point": np.array(0, zero_point)}
+    return model_from_text(
+        "q (float[N, 4] features) => (float[N, 3] scores) {"
+        f" small = QuantizeLinear(features, scale{point})"
+        f" back = DequantizeLinear(small, scale{point})"
+        " product = MatMul(back, weight)  scores = Add(product, bias) }",
+        weights,
+    )
 
 
 def findings_of(

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
-from linted import LINEAR, add_linear, findings_of, only
-from onnx_models import linear_model, linear_weights, model_from_text
+from linted import LINEAR, add_linear, findings_of, only, quantized
+from onnx_models import linear_model, model_from_text
 from tritonsmith import onnx_model
 
 ACCELERATED = """
 optimization { execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } } }
 """
-
-
-def quantized(zero_point: str, *, named: bool = True) -> onnx.ModelProto:
-    """Scores of quantized features; `zero_point` is a numpy type."""
-    point = ", point" if named else ""
-    weights = linear_weights() | {"scale": np.float32(0.1), "point": np.array(0, zero_point)}
-    return model_from_text(
-        "q (float[N, 4] features) => (float[N, 3] scores) {"
-        f" small = QuantizeLinear(features, scale{point})"
-        f" back = DequantizeLinear(small, scale{point})"
-        " product = MatMul(back, weight)  scores = Add(product, bias) }",
-        weights,
-    )
 
 
 @pytest.mark.parametrize(

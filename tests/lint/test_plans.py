@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linted import LINEAR, add_linear, findings_of, only
+from linted import LINEAR, add_linear, findings_of, only, quantized
 from onnx_models import linear_model
 from publishing import artifact_of, manifest_of, tensor
 from tritonsmith.artifact import Target, sha256_of
@@ -158,6 +158,19 @@ def test_a_gpu_that_no_plan_covers(tmp_path: Path) -> None:
     assert "9.0" in str(finding.found)
 
 
+@pytest.mark.parametrize("key", ["sm90", "90", "hopper"])
+def test_a_key_that_no_gpu_has(tmp_path: Path, key: str) -> None:
+    plans = SM90 | {key: "gpu.sm90.plan"}
+    add_plans(tmp_path, target_config(plans), facts_of("gpu.sm90.plan", "9.0"))
+    finding = only(gpu_findings(tmp_path))
+    assert (finding.severity, finding.found) == ("error", key)
+
+
+def test_a_plan_of_no_known_version(tmp_path: Path) -> None:
+    add_plans(tmp_path, target_config(SM90), facts_of("gpu.sm90.plan", "9.0", tensorrt="latest"))
+    assert only(gpu_findings(tmp_path, container="26.07")).severity == "error"
+
+
 def test_a_named_plan_that_is_missing(tmp_path: Path) -> None:
     version = add_plans(
         tmp_path, target_config(SM90 | {"8.0": "gpu.sm80.plan"}), facts_of("gpu.sm90.plan", "9.0")
@@ -194,6 +207,26 @@ def test_an_order_whose_onnx_was_changed_is_broken_or_of_another_dialect(tmp_pat
     assert (only(errors).place, "missing" in only(errors).what) == ("1/gpu.fp16.onnx", True)
     (version / "gpu.order.json").write_text("{}")
     assert any("another schema" in finding.what for finding in gpu_findings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"no onnx", "cannot be read as ONNX"), (quantized("uint8").SerializeToString(), "TensorRT refuses")],
+    ids=["unreadable", "uint8"],
+)
+def test_an_order_of_an_onnx_file_that_tensorrt_cannot_compile(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    add_order(add_plans(tmp_path, target_config()), content=content)
+    assert any(words in f.what for f in gpu_findings(tmp_path) if f.severity == "error")
+
+
+def test_facts_that_are_damaged(tmp_path: Path) -> None:
+    version = add_plans(tmp_path, target_config(SM90), facts_of("gpu.sm90.plan", "9.0"))
+    path = version / "manifest.json"
+    path.write_text(path.read_text().replace('"tensorrt": "11.1.0.106"', '"tensorrt": 11'))
+    errors = [finding for finding in gpu_findings(tmp_path) if finding.severity == "error"]
+    assert (only(errors).place, "damaged" in only(errors).what) == ("1/manifest.json", True)
 
 
 def test_a_plan_that_nobody_described(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tritonsmith.lint.scan import DEFAULT_FILES, Deployment, Model, Variant, ser
 from tritonsmith.targets.order import PlanOrder
 from tritonsmith.targets.order_file import facts_from_json, order_name, read_order
 
+CAPABILITY = re.compile(r"\d{1,2}\.\d")
+
 
 def check_plans(
     model: Model, variant: Variant, manifests: Mapping[int, Manifest], deployment: Deployment
@@ -23,13 +26,14 @@ def check_plans(
     """What is wrong with the plans of a configuration; nothing where it serves none."""
     if variant.backend != "tensorrt":
         return
+    yield from _check_capabilities(model, variant)
     for version in served_versions(variant.config, model.versions):
         folder = model.folder / str(version)
         order, findings = _read_order(model, variant, folder)
         yield from findings
         facts, findings = _read_facts(model, version, manifests.get(version))
         yield from findings
-        wanted = _wanted(variant, deployment.gpu, ordered=order is not None)
+        wanted = _wanted(variant, deployment.gpu)
         for gpu, name in wanted.items():
             place = f"{version}/{name}"
             if not (folder / name).is_file():
@@ -46,13 +50,26 @@ def check_plans(
                 yield from _check_fit(model, place, facts[name], order, gpu, deployment)
 
 
-def _wanted(variant: Variant, gpu: str | None, *, ordered: bool) -> dict[str, str]:
+def _check_capabilities(model: Model, variant: Variant) -> Iterator[Finding]:
+    for key in variant.config.cc_model_filenames:
+        if not CAPABILITY.fullmatch(key):
+            yield Finding(
+                severity="error",
+                model=model.name,
+                place=variant.place,
+                what="a key of cc_model_filenames is no compute capability, and no GPU would match it",
+                found=key,
+                expected="as Triton writes it: 9.0",
+            )
+
+
+def _wanted(variant: Variant, gpu: str | None) -> dict[str, str]:
     """Compute capability ("" where any) -> the plan that Triton opens there."""
     by_gpu = dict(variant.config.cc_model_filenames)
     default = variant.config.default_model_filename or DEFAULT_FILES["tensorrt"]
     if gpu is not None:
         return {gpu: by_gpu.get(gpu, default)}
-    return by_gpu or {"": default}
+    return {key: name for key, name in by_gpu.items() if CAPABILITY.fullmatch(key)} or {"": default}
 
 
 def _read_order(model: Model, variant: Variant, folder: Path) -> tuple[PlanOrder | None, tuple[Finding, ...]]:
@@ -82,10 +99,11 @@ def _check_candidates(model: Model, folder: Path, order: PlanOrder) -> Iterator[
             continue
         try:
             graph = onnx_model.load_model(path, with_weights=False)
+            digest = onnx_model.model_sha256(path)
         except SourceError as error:
             yield finding_from_error(error, model=model.name, place=place)
             continue
-        if onnx_model.model_sha256(path) != candidate.sha256:
+        if digest != candidate.sha256:
             yield Finding(
                 severity="error",
                 model=model.name,
