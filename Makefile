@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test test-container image-cpu test-manifests check format bench bench-compression pack-gpu clean
+.PHONY: help demo models serve test test-container image-cpu test-manifests test-tensorrt check format bench bench-compression pack-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -46,6 +46,9 @@ image-cpu: ## Build the image tritonsmith-cpu, with what the stages of model_rep
 
 test-manifests: .venv/.dev .cache/manifest-tools/.done ## Lint rendered manifests and Dockerfiles with the public tools
 	@TRITONSMITH_MANIFEST_TOOLS='$(CURDIR)/.cache/manifest-tools/bin' $(RUN) -m pytest -m manifests
+
+test-tensorrt: .venv/.dev ## Test the whole TensorRT 8.6.0 as far as it goes without a GPU (1.3 GB; needs CPython 3.10)
+	@TRITONSMITH_TENSORRT_86=download $(RUN) -m pytest tests/engines/tensorrt/test_whole_86.py
 
 check: .venv/.dev ## Lint and type-check
 	@$(RUN) -m ruff check .

@@ -123,8 +123,8 @@ def end_a_build_by_ctrl_c(shop: Workshop) -> dict[str, Any]:
         shop.build(timing_cache=shop.folder / "timing")
     except KeyboardInterrupt:
         restored = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        return {"ended": True, "restored": restored, "files": shop.files()}
-    return {"ended": False, "files": shop.files()}
+        return {"ended_by": shop.world.build_end, "restored": restored, "files": shop.files()}
+    return {"ended_by": None, "files": shop.files()}
 
 
 def keep_the_timing_cache(shop: Workshop) -> dict[str, Any]:

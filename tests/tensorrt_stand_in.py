@@ -121,6 +121,7 @@ class World:
         self.stripped = False
         self.shape_tensor = False
         self.builds = True
+        self.build_end = "the plan"
         self.install()
 
     def make(self, kind: str, **answers: Any) -> Strict:
@@ -204,7 +205,11 @@ class World:
 
     def build(self, _network: Strict, config: Strict) -> bytes | None:
         monitor = config.__dict__["_answers"].get("progress_monitor")
-        self.during_build()
+        try:
+            self.during_build()
+        except BaseException:
+            self.build_end = "an exception inside of the builder"
+            raise
         if not self.builds:
             return None
         if monitor is not None:
@@ -212,6 +217,7 @@ class World:
             goes_on = monitor.step_complete("Building", 0)
             monitor.phase_finish("Building")
             if not goes_on:
+                self.build_end = "the monitor"
                 return None
         return b"plan"
 

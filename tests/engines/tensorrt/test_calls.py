@@ -98,7 +98,9 @@ def test_what_fails_is_a_plan_error_and_writes_nothing(answers: Answers, scenari
 
 def test_ctrl_c_ends_a_build_and_leaves_nothing(answers: Answers, version: str) -> None:
     answer = answers["end_a_build_by_ctrl_c"]
-    assert answer["ended"]
+    # without callbacks the stand-in, being Python, is interrupted as TensorRT itself would not be
+    exception = "an exception inside of the builder"
+    assert answer["ended_by"] == (exception if version.startswith("8.") else "the monitor")
     assert answer["restored"]
     assert [file for file in answer["files"] if file.endswith((".plan", ".cache"))] == []
 

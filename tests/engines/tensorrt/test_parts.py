@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from tritonsmith.engines.tensorrt.cuda import version_from_text
 from tritonsmith.engines.tensorrt.facts import Device
 from tritonsmith.engines.tensorrt.log import reason_from_lines
-from tritonsmith.engines.tensorrt.progress import Phases, interruptible
+from tritonsmith.engines.tensorrt.progress import Interruption, Phases, interruptible
 from tritonsmith.engines.tensorrt.tensors import Binding, fed_array, shape_fits
 from tritonsmith.engines.tensorrt.timing_cache import timing_cache_name
 from tritonsmith.errors import PlanError
@@ -35,18 +39,49 @@ def test_progress_is_said_at_intervals() -> None:
     assert said == [f"TensorRT: Timing graph nodes {done} of 300" for done in (1, 150, 300)]
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_is_delivered_when_the_block_has_ended(number: int, error: type[BaseException]) -> None:
+def test_a_signal_is_delivered_when_the_block_has_ended() -> None:
     reached = []
 
     def work() -> None:
         with interruptible(enabled=True) as interruption:
-            signal.raise_signal(number)
-            reached.append(interruption.signal)
+            reached.append(interruption.requested())
+            signal.raise_signal(signal.SIGINT)
+            reached.append(interruption.requested())
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         work()
-    assert reached == [number]
+    assert reached == [False, True]
+    with interruptible(enabled=True) as interruption:  # nothing is left of the first
+        assert not interruption.requested()
+
+
+def test_a_signal_is_seen_while_the_main_thread_is_inside_of_a_library() -> None:
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # zeros: an unlocked pthread_mutex_t
+    held, seen = threading.Event(), []
+
+    def callback(interruption: Interruption) -> None:
+        libc.pthread_mutex_lock(mutex)
+        held.set()
+        time.sleep(0.1)  # the main thread waits in pthread_mutex_lock, where Python cannot run a handler
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(100):
+            if interruption.requested():
+                seen.append(True)
+                break
+            time.sleep(0.01)
+        libc.pthread_mutex_unlock(mutex)
+
+    def work() -> None:
+        with interruptible(enabled=True) as interruption:
+            thread = threading.Thread(target=callback, args=(interruption,))
+            thread.start()
+            held.wait()
+            libc.pthread_mutex_lock(mutex)
+            thread.join()
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert seen == [True]
 
 
 def test_errors_are_quoted_before_warnings_and_once() -> None:

@@ -53,7 +53,7 @@ json.dump(answer, sys.stdout)
 
 
 @pytest.fixture(scope="module")
-def answer() -> dict[str, Any]:
+def answer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     probe = next((probe for probe in survey() if probe.minor == "3.10"), None)
     if probe is None:
         pytest.skip("there is no CPython 3.10 on this machine")
@@ -63,7 +63,7 @@ def answer() -> dict[str, Any]:
     folder = unpack_wheel(requirement, cache_folder() / "tensorrt" / "whole-8.6.0", python=python)
     site = cache_folder() / "tensorrt" / "numpy-cp310"
     if not site.is_dir():
-        scratch = site.with_name("numpy-scratch")
+        scratch = tmp_path_factory.mktemp("pip")
         arguments = ["install", "--only-binary=:all:", "--target", str(site), "numpy==1.26.4"]
         run_pip(python, arguments, scratch=scratch, what="cannot install numpy for CPython 3.10")
     environment = clean_environment() | {

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, ModuleType
 from typing import Any
 
 SECONDS_BETWEEN = 2.0
+NOTED = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Whether a signal asked the build to end."""
+    """Whether a signal asked the build to end; it may be asked from every thread.
 
-    def __init__(self) -> None:
+    Python runs its handlers in the main thread alone, which is inside of TensorRT. What Python's own part
+    of the handler writes to `signal.set_wakeup_fd` is there at once.
+    """
+
+    def __init__(self, arrivals: int | None = None) -> None:
+        self._arrivals = arrivals  # the reading end; None: signals are not noted
         self.signal: int | None = None
+
+    def requested(self) -> bool:
+        if self.signal is None and self._arrivals is not None:
+            with suppress(BlockingIOError):
+                arrived = os.read(self._arrivals, 64)
+                self.signal = next((number for number in arrived if number in NOTED), None)
+        return self.signal is not None
 
 
 class Phases:
@@ -58,20 +72,26 @@ def interruptible(*, enabled: bool) -> Iterator[Interruption]:
     Python must not raise inside TensorRT's callbacks. Where no callback will look (`enabled` is false) or
     this is no main thread, signals are left as they are.
     """
-    interruption = Interruption()
     if not enabled or threading.current_thread() is not threading.main_thread():
-        yield interruption
+        yield Interruption()
         return
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        interruption.signal = number
+    def note(_number: int, _frame: FrameType | None) -> None:
+        pass  # its number arrives by the pipe
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    interruption = Interruption(reading)
+    handlers = {number: signal.signal(number, note) for number in NOTED}
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield interruption
+        interruption.requested()
     finally:
-        for number, handler in before.items():
+        signal.set_wakeup_fd(woken)
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
     if interruption.signal is not None:
         signal.raise_signal(interruption.signal)
 
@@ -92,7 +112,7 @@ def monitor_of(trt: ModuleType, say: Callable[[str], None], interruption: Interr
         def step_complete(self, phase_name: str, step: int) -> bool:
             with lock:
                 phases.step(phase_name, step)
-            return interruption.signal is None
+            return not interruption.requested()
 
         def phase_finish(self, phase_name: str) -> None:
             with lock:
