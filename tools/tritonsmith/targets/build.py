@@ -24,6 +24,7 @@ from tritonsmith.engines.tensorrt.options import PlanOptions
 from tritonsmith.errors import CompressionError, EngineError
 from tritonsmith.files import write_text_atomically
 from tritonsmith.repository.config import served_precision
+from tritonsmith.targets.check import split_chain
 from tritonsmith.targets.config import config_for_target, with_plans
 from tritonsmith.targets.order import PlanCandidate, PlanOrder
 from tritonsmith.targets.order_file import json_from_facts, order_name, signed, text_from_order
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-NARROWING = (steps.Quantize, steps.QuantizeWeights, steps.Cast)
 FLOATING = ("fp16", "bf16", "fp32")
 UNJUDGED = "not judged: there is no evaluation data"
 
@@ -143,7 +143,7 @@ def _plan_candidates(
     request: TargetRequest, source: TargetSource, goal: Goal, folder: Path, say: Say
 ) -> list[Candidate]:
     """What TensorRT could be given, judged against the FP32 model that the chain began with."""
-    floating, narrowing = _split(source.specs, request)
+    floating, narrowing = split_chain(source.specs, request)
     made = [_candidate("fp32", source.fp32)]
     # Without a chain the model that is judged against is the FP32 candidate itself.
     first = 1 if floating else 0
@@ -171,25 +171,6 @@ def _wanted(request: TargetRequest, goal: Goal) -> tuple[str, ...]:
             return ("fp32",)
         return ("fp32", "fp16", "int8") if goal.calibration is not None else ("fp32", "fp16")
     return ("fp32", "fp16", "int8") if request.precision == "int8" else (request.precision,)
-
-
-def _split(
-    specs: tuple[StepSpec, ...], request: TargetRequest
-) -> tuple[tuple[StepSpec, ...], steps.Quantize | None]:
-    """The steps of a chain that leave the model in floating point, and how it quantizes.
-
-    Raises:
-        CompressionError: a chain that TensorRT cannot be given in its own way.
-    """
-    for spec in specs:
-        if isinstance(spec, steps.QuantizeWeights):
-            raise CompressionError(
-                f"target {request.name!r}: {spec.kind} has no form for TensorRT here",
-                expected="a chain of prune, sparsify, distill, share-rows, quantize and cast",
-                fix="leave the target out, or build it under another name without that step",
-            )
-    narrowing = next((spec for spec in specs if isinstance(spec, steps.Quantize)), None)
-    return tuple(spec for spec in specs if not isinstance(spec, NARROWING)), narrowing
 
 
 def _narrow(precision: str, quantize: steps.Quantize | None) -> tuple[StepSpec, ...]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from tritonclient.grpc import model_config_pb2
 
 from tritonsmith.artifact import Artifact, Json
+from tritonsmith.compress import steps
+from tritonsmith.compress.steps import StepSpec
 from tritonsmith.engines.tensorrt.options import PlanOptions
 from tritonsmith.engines.tensorrt.profiles import filled_profiles, profiles_from_traffic
 from tritonsmith.engines.tensorrt.versions import why_unavailable
@@ -21,12 +23,15 @@ from tritonsmith.targets.request import TargetRequest
 if TYPE_CHECKING:
     from tritonsmith.recipe import BuildRequest
 
+NARROWING = (steps.Quantize, steps.QuantizeWeights, steps.Cast)
+
 
 def check_targets(request: BuildRequest) -> None:
     """Raise for targets that are wrong whatever the model is, before anything long begins.
 
     Raises:
-        UsageError: a precision without the data to judge it, two targets of one name, nothing to defer.
+        UsageError: a precision without the data to judge it, two targets of one name, nothing to defer, a
+            chain that TensorRT cannot be given.
     """
     names = [target.name for target in request.targets]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -35,6 +40,7 @@ def check_targets(request: BuildRequest) -> None:
     if request.defer and not planned:
         raise UsageError("--defer defers nothing", expected="a target whose backend is tensorrt")
     for target in planned:
+        split_chain(request.steps, target)
         narrow = target.precision != "fp32"
         if target.precision == "int8" and request.calibration is None:
             raise UsageError(
@@ -51,6 +57,24 @@ def check_targets(request: BuildRequest) -> None:
                 f"target {target.name!r} with precision {target.precision} needs --max-drop",
                 expected="how much worse the metric may become; 0.01 of accuracy is one percentage point",
             )
+
+
+def split_chain(
+    specs: Sequence[StepSpec], target: TargetRequest
+) -> tuple[tuple[StepSpec, ...], steps.Quantize | None]:
+    """The steps of a chain that leave the model in floating point, and how it quantizes, if it does.
+
+    Raises:
+        UsageError: a chain that TensorRT cannot be given in its own way.
+    """
+    if any(isinstance(spec, steps.QuantizeWeights) for spec in specs):
+        raise UsageError(
+            f"target {target.name!r}: {steps.QuantizeWeights.kind} has no form for TensorRT here",
+            expected="a chain of prune, sparsify, distill, share-rows, quantize and cast",
+            fix="leave the target out, or build it under another name without that step",
+        )
+    quantize = next((spec for spec in specs if isinstance(spec, steps.Quantize)), None)
+    return tuple(spec for spec in specs if not isinstance(spec, NARROWING)), quantize
 
 
 def compiled_here(request: BuildRequest) -> frozenset[str]:
