@@ -13,6 +13,7 @@ from tritonsmith.deploy import compose_services as services
 from tritonsmith.deploy.balancer import buffer_bytes_for, memory_bytes_for_balancer, render_haproxy
 from tritonsmith.deploy.context import context_files
 from tritonsmith.deploy.flags import Role
+from tritonsmith.deploy.kubernetes import check_target
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.measurements_file import check_measurements, model_folders
 from tritonsmith.deploy.sizes import Sizes, explain_sizes, sizes_from_measurements
@@ -37,7 +38,7 @@ class ComposeOptions:
     repository: str | None = None  # as the files name it, relative to them; None: its absolute path
     release: str = "26.07"  # of NVIDIA's images
     replicas: int = 2  # behind the balancer; the first is there without it
-    gpu_target: str | None = None  # --model-config-name on GPUs; None: that of the repository's plan orders
+    gpu_target: str | None = None  # --model-config-name on GPUs; None: the only one with plans
 
     def __post_init__(self) -> None:
         if not 2 <= self.replicas <= 64:
@@ -227,12 +228,21 @@ def _source(repository: Path, options: ComposeOptions) -> str:
 
 
 def _gpu_target(repository: Path, options: ComposeOptions) -> str:
+    """The one that was chosen; else the only one whose configurations ask for plans; else none."""
+    from tritonsmith.repository.config import config_from_text
+
+    check_target(repository, options.gpu_target)
     if options.gpu_target is not None:
         return options.gpu_target
-    found = {path.name.removesuffix(".order.json") for path in repository.glob("*/*/*.order.json")}
+    found = {
+        path.stem
+        for folder in model_folders(repository)
+        for path in folder.glob("configs/*.pbtxt")
+        if config_from_text(path.read_text(encoding="utf-8"), place=str(path)).backend == "tensorrt"
+    }
     if len(found) > 1:
         raise DeployError(
-            f"{repository} has plan orders of several targets",
+            f"{repository} has plans for several targets",
             found=", ".join(sorted(found)),
             fix="choose one with --target",
         )
