@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -160,3 +162,18 @@ def test_an_engine_that_is_not_installed_names_the_extra(tmp_path: Path) -> None
 def test_an_unknown_engine_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no engine is named 'tensorflow'"):
         open_session(tmp_path / "model.onnx", engine="tensorflow")
+
+
+def test_onnxruntime_reports_nothing_to_its_maker() -> None:
+    """Its telemetry keeps a thread of its own from the moment of its import; a CI variable turns it off, too."""
+    quiet = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
+    variables = {key: value for key, value in os.environ.items() if key not in quiet}
+    code = "import {} onnxruntime, os; print(len(os.listdir('/proc/self/task')))"
+    reporting, silent = (
+        int(subprocess.check_output([sys.executable, "-c", code.format(first)], env=variables))
+        for first in ("", "tritonsmith,")
+    )
+    version = tuple(map(int, importlib.metadata.version("onnxruntime").split(".")[:2]))
+    if version < (1, 29):
+        pytest.skip("this ONNX Runtime is older than its telemetry")
+    assert silent < reporting
