@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tritonsmith.console import Say
 from tritonsmith.errors import BenchError, ProvisionError
+from tritonsmith.files import locked
 
 WHEEL = "tritonclient==2.50.0"
 FLAG = "--profile-export-file"  # a real perf_analyzer knows it
@@ -120,7 +121,7 @@ def ensure_perf_analyzer(*, say: Say = lambda _: None) -> PerfAnalyzer:
     if found:
         return found
     from tritonsmith.server.environment import ensure_environment
-    from tritonsmith.server.provision import cache_folder, locked, unpack_wheel
+    from tritonsmith.server.provision import cache_folder, unpack_wheel
 
     libraries = ensure_environment(say=say).library_folder
     with locked(cache_folder() / "perf_analyzer.lock", say=say):
