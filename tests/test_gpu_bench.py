@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "perf" / "gpu"))
+import compare
+from compare import COMPILING, Bench
 from reference import agreement, read_weights
 from subjects import Row, Subject, int8_verdicts, summary_of
 from worker import Worker, WorkerError
@@ -33,6 +36,29 @@ answer_requests(
     {"double": double, "refuse": refuse, "sleep": lambda: time.sleep(60), "end": lambda: sys.exit(7)},
     (WorkerError,),
 )
+"""
+
+
+# In place of all three processes: INT8 takes 0.9 of FP16's time on resnet50 and all of it on minilm, one way
+# to run does not work, and one plan cannot be built.
+MEASURERS = """
+import sys
+sys.path.append(sys.argv[1])
+from worker import answer_requests, WorkerError
+def facts():
+    return {"gpu": {"gpu": "NVIDIA Paper 1"}, "tensorrt": "8.6.0"}
+def build(model, precision):
+    if (model, precision) == ("minilm", "fp32"):
+        raise WorkerError("out of memory")
+    return {"size_bytes": 1000, "kept": False}
+def prepare(model, precision, mode, batch):
+    if mode == "compile":
+        raise WorkerError("compile does not run: no C compiler")
+    return {"agreement": {"y": {"min_cosine": 1.0}}, "prepare_s": 0.5}
+def time(model, precision, mode, batch, *, clock, runs, warmup):
+    us = 900 if (model, precision) == ("resnet50", "int8") else 1000
+    return {"ns": [us * 1000 * batch] * runs}
+answer_requests({"facts": facts, "build": build, "prepare": prepare, "time": time}, (WorkerError,))
 """
 
 
@@ -130,7 +156,7 @@ def test_weights_are_read_out_of_the_onnx_file(tmp_path: Path) -> None:
 def test_benchmark_refuses_without_a_gpu(tmp_path: Path) -> None:
     ended = subprocess.run(
         [
-            *(sys.executable, str(BENCH / "bench.py"), "--models", str(tmp_path), "--plans", str(tmp_path)),
+            *(sys.executable, str(BENCH / "compare.py"), "--models", str(tmp_path), "--plans", str(tmp_path)),
             *("--out", str(tmp_path / "gpu.json"), "--torch-python", sys.executable),
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "tools"), "CUDA_VISIBLE_DEVICES": ""},
@@ -140,3 +166,59 @@ def test_benchmark_refuses_without_a_gpu(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr.startswith("benchmark: no GPU: ")
     assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_run_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("resnet50", "minilm"):
+        (tmp_path / name).mkdir()
+        description = {"opset": 17, "files": {}, "int8_step": {}, "measured": {}, "weights": {}}
+        (tmp_path / name / "model.json").write_text(json.dumps(description))
+    monkeypatch.setattr(compare, "BATCHES", (1, 8))
+    out = tmp_path / "gpu.json"
+    options = argparse.Namespace(models=tmp_path, plans=tmp_path, out=out, minutes=5.0)
+    command = [sys.executable, "-c", MEASURERS, str(BENCH)]
+    run = Bench(options, dict.fromkeys(("tensorrt", "pytorch", COMPILING), command))
+    try:
+        run.run()
+    finally:
+        run.close()
+    result = json.loads(out.read_text())
+    assert (result["complete"], result["rounds"], result["gpu"]["gpu"]) == (True, 5, "NVIDIA Paper 1")
+    assert len(result["rows"]) == 2 * 2 * 12
+    rows = {
+        tuple(row[key] for key in ("model", "engine", "precision", "mode", "batch")): row
+        for row in result["rows"]
+    }
+    measured = rows["resnet50", "tensorrt", "int8", "graph", 8]
+    assert measured["gpu_p50_us"] == 7200.0
+    assert measured["gpu_per_s"] == pytest.approx(8 / 0.0072)
+    assert [len(samples) for samples in measured["gpu_rounds_ns"]] == [14] * 5  # 0.1 s of 7.2 ms
+    assert [len(samples) for samples in measured["call_rounds_ns"]] == [10] * 5
+    compiled = rows["resnet50", "pytorch", "fp16", "compile", 1]
+    assert compiled["unmeasured"] == "WorkerError: compile does not run: no C compiler"
+    assert compiled["gpu_p50_us"] is None
+    assert rows["minilm", "tensorrt", "fp32", "stream", 1]["unmeasured"] == "WorkerError: out of memory"
+    faster = {(v["model"], v["batch"]): v["faster"] for v in result["int8_beside_fp16"]}
+    assert faster == {(m, b): m == "resnet50" for m in ("resnet50", "minilm") for b in (1, 8)}
+
+
+def test_a_run_that_ends_early_says_what_it_did_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("resnet50", "minilm"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(
+            '{"opset": 17, "files": {}, "int8_step": {}, "measured": {}}'
+        )
+    monkeypatch.setattr(compare, "PREPARE_SHARE", 0.0)
+    out = tmp_path / "gpu.json"
+    options = argparse.Namespace(models=tmp_path, plans=tmp_path, out=out, minutes=5.0)
+    command = [sys.executable, "-c", MEASURERS, str(BENCH)]
+    run = Bench(options, dict.fromkeys(("tensorrt", "pytorch", COMPILING), command))
+    try:
+        run.run()
+    finally:
+        run.close()
+    result = json.loads(out.read_text())
+    reasons = {row["unmeasured"] for row in result["rows"]}
+    assert reasons == {"not compiled within 0% of 5.0 minutes", "WorkerError: out of memory"}

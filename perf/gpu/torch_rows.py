@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"torch_rows.py: {error}")
 from modules import make_module
 from reference import agreement, first_rows, read_rows
 from worker import WorkerError, answer_requests

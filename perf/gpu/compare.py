@@ -1,6 +1,6 @@
 """TensorRT plans and PyTorch beside each other on one GPU, in one run: ResNet-50, MiniLM, batches 1 to 128.
 
-    bench.py --models FOLDER --plans FOLDER --out gpu.json --minutes N --torch-python PYTHON
+    compare.py --models FOLDER --plans FOLDER --out gpu.json --minutes N --torch-python PYTHON
 
 Three processes measure (plans.py, torch_rows.py twice) and are asked in turn. Every subject is compiled and
 compared with ONNX Runtime's FP32 answers first; then rounds go through all subjects, forth and back, batch by
@@ -40,7 +40,7 @@ COMPILING = "torch.compile"  # a process of its own: compilers hang and crash, a
 class Bench:
     """One run, and what it has found so far."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, commands: Mapping[str, Sequence[str]]) -> None:
         self.options = options
         self.began_s = time.monotonic()
         self.rows = [
@@ -53,21 +53,8 @@ class Bench:
         self.plans: dict[tuple[str, str], dict[str, Any]] = {}
         self.compared: list[dict[str, Any]] = []
         self.rounds = 0
-        self.workers = {
-            "tensorrt": Worker(
-                "the TensorRT process",
-                [sys.executable, str(HERE / "plans.py"), str(options.models), str(options.plans)],
-                os.environ,
-            ),
-            **{
-                name: Worker(
-                    f"the process of {name}",
-                    [options.torch_python, str(HERE / "torch_rows.py"), str(options.models)],
-                    torch_environment(options.plans),
-                )
-                for name in ("pytorch", COMPILING)
-            },
-        }
+        self.commands = commands
+        self.workers: dict[str, Worker] = {}
 
     def run(self) -> None:
         """Prepare, then measure until the rounds or the time are over.
@@ -75,9 +62,12 @@ class Bench:
         Raises:
             WorkerError: no TensorRT or no GPU: nothing can be measured.
         """
+        self._start("tensorrt", os.environ)
         facts = self.ask("tensorrt", "facts")
         if "unavailable" in facts:
             raise WorkerError(f"no GPU: {facts['unavailable']}")
+        for name in ("pytorch", COMPILING):
+            self._start(name, torch_environment(self.options.plans))
         self.head |= {"gpu": facts.pop("gpu"), "tensorrt": facts, "pytorch": self._torch_facts()}
         self.head["models"] = {name: model_facts(self.options.models / name) for name in MODELS}
         self.write()
@@ -118,6 +108,9 @@ class Bench:
         for name, items in lists.items():
             text += f',\n "{name}": [' + ",".join(f"\n  {json.dumps(item)}" for item in items) + "\n ]"
         write_text_atomically(self.options.out, text + "\n}\n")
+
+    def _start(self, name: str, environment: Mapping[str, str]) -> None:
+        self.workers[name] = Worker(f"the process of {name}", self.commands[name], environment)
 
     def _torch_facts(self) -> dict[str, Any]:
         try:
@@ -193,6 +186,17 @@ class Bench:
             worker.close()
 
 
+def commands_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """How each process is started."""
+    models, plans = str(options.models), str(options.plans)
+    torch_rows = [options.torch_python, str(HERE / "torch_rows.py"), models]
+    return {
+        "tensorrt": [sys.executable, str(HERE / "plans.py"), models, plans],
+        "pytorch": torch_rows,
+        COMPILING: torch_rows,
+    }
+
+
 def runs_for(ns: float, most: int) -> int:
     """How many runs fill the window."""
     return max(FEWEST_RUNS, min(most, round(WINDOW_S * 1e9 / max(ns, 1))))
@@ -243,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--torch-python", default="python3")
-    bench = Bench(parser.parse_args(arguments))
+    options = parser.parse_args(arguments)
+    bench = Bench(options, commands_of(options))
     try:
         bench.run()
     except WorkerError as error:
