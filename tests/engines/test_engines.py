@@ -165,7 +165,7 @@ def test_an_unknown_engine_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_onnxruntime_reports_nothing_to_its_maker() -> None:
-    """Its telemetry keeps a thread of its own from the moment of its import; a CI variable turns it off, too."""
+    """Its telemetry keeps a thread of its own from its import on; a CI variable turns it off, too."""
     quiet = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS")
     variables = {key: value for key, value in os.environ.items() if key not in quiet}
     code = "import {} onnxruntime, os; print(len(os.listdir('/proc/self/task')))"
