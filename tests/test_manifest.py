@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from publishing import PAYLOAD_ARTIFACT, manifest_of
+from tritonsmith.artifact import Target
 from tritonsmith.errors import RepositoryError
 from tritonsmith.manifest import read_manifest, text_from_manifest
 
@@ -61,6 +63,34 @@ def test_schema_1_had_neither_ledger_nor_search(tmp_path: Path, record: dict[str
     newest = read_manifest(write_record(path, record))
     old = {key: value for key, value in record.items() if key not in ("ledger", "search")}
     assert read_manifest(write_record(path, {**old, "schema": 1})) == newest
+
+
+def test_schema_2_had_no_targets(tmp_path: Path, record: dict[str, Any]) -> None:
+    path = tmp_path / "manifest.json"
+    newest = read_manifest(write_record(path, record))
+    old = {key: value for key, value in record.items() if key != "targets"}
+    assert read_manifest(write_record(path, {**old, "schema": 2})) == newest
+
+
+def test_targets_out_and_in(tmp_path: Path) -> None:
+    waiting = Target(
+        name="gpu",
+        backend="tensorrt",
+        precision=None,
+        files=("gpu.fp16.onnx", "gpu.order.json"),
+        order="gpu.order.json",
+        candidates=({"name": "fp16", "chosen": True},),
+    )
+    built = replace(waiting, precision="fp16", plans=({"file": "gpu.sm90.plan"},))
+    assert (waiting.deferred, built.deferred) == (True, False)
+    manifest = replace(manifest_of(PAYLOAD_ARTIFACT, "f"), targets=(waiting, built))
+    path = tmp_path / "manifest.json"
+    path.write_text(text_from_manifest(manifest))
+    assert read_manifest(path).targets == (waiting, built)
+    damaged = json.loads(path.read_text())
+    damaged["targets"][0]["precision"] = 16
+    with pytest.raises(RepositoryError, match="damaged"):
+        read_manifest(write_record(path, damaged))
 
 
 def write_record(path: Path, record: dict[str, Any]) -> Path:

@@ -22,6 +22,7 @@ from tritonsmith.artifact import TensorSpec
 from tritonsmith.errors import RepositoryError, SourceError
 from tritonsmith.onnx_model import (
     check_file,
+    copy_renamed,
     is_batched,
     is_large,
     load_editable,
@@ -105,6 +106,22 @@ def test_a_large_model_is_read_without_its_weights_and_saved_with_them(
     assert [file.name for file in model_files(second)] == ["model.onnx", "weights"]
     features = np.ones((3, 4), dtype=np.float32)
     np.testing.assert_allclose(run(second, features), linear_answer(features), rtol=1e-6)
+
+
+def test_large_models_share_a_folder_under_other_names(tmp_path: Path, low_threshold: None) -> None:
+    path = tmp_path / "model.onnx"
+    save_model(linear_model(), path)
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    for name in ("gpu.fp16.onnx", "gpu.fp32.onnx"):
+        copy = copy_renamed(path, beside / name)
+        assert [file.name for file in model_files(copy)] == [name, f"{name}.data"]
+        assert [file.read_bytes() for file in model_files(copy)[1:]] == [
+            file.read_bytes() for file in model_files(path)[1:]
+        ]
+        np.testing.assert_allclose(
+            run(copy, np.ones((1, 4), np.float32)), linear_answer(np.ones((1, 4))), 1e-6
+        )
 
 
 def test_weights_that_end_too_early_are_named(tmp_path: Path, low_threshold: None) -> None:

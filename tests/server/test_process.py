@@ -332,6 +332,7 @@ def test_a_repository_that_is_none(tmp_path: Path, kind: str) -> None:
         ({"load_models": ("m",)}, "explicit"),
         ({"exit_timeout_s": 0.0}, "above 0"),
         ({"flags": ("--http-address=0.0.0.0",)}, "127.0.0.1 alone"),
+        ({"flags": ("--model-config-name=gpu",), "target": "cpu"}, "say the same"),
     ],
 )
 def test_options_are_checked(wrong: dict[str, object], said: str) -> None:
