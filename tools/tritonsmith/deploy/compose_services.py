@@ -54,7 +54,8 @@ def triton(settings: TritonService, sizes: Sizes, *, published: bool, profile: s
     service["command"] = [f"--exit-timeout-secs={sizes.exit_timeout_s}"]
     service["stop_grace_period"] = f"{sizes.exit_timeout_s + int(GRACE.value)}s"
     service["environment"] = {
-        "TRITONSMITH_TARGET": _variable("TRITONSMITH_TARGET", settings.target),
+        # Without the colon: set but empty asks for every model's config.pbtxt.
+        "TRITONSMITH_TARGET": f"${{TRITONSMITH_TARGET-{settings.target}}}",
         "TRITONSMITH_ADMIN_KEY_FILE": "/run/secrets/triton_admin_key",
         "TRITONSMITH_SHM_MIB": str(sizes.shm_bytes // MIB),
     }
