@@ -34,6 +34,11 @@ def test_text_that_is_no_configuration_is_named_by_line(tmp_path: Path) -> None:
     assert "max_batchsize" in str(finding.found)
 
 
+def test_a_configuration_that_is_no_text(tmp_path: Path) -> None:
+    (add_double(tmp_path) / "config.pbtxt").write_bytes(b"backend: \xff")
+    assert "cannot be read" in only(findings_of(tmp_path)).what
+
+
 def test_a_name_is_the_folders(tmp_path: Path) -> None:
     add_double(tmp_path, config='name: "triple"' + DOUBLE)
     finding = only(findings_of(tmp_path))
