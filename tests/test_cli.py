@@ -28,7 +28,10 @@ from tritonsmith.artifact import sha256_of
 from tritonsmith.cli import main
 from tritonsmith.server.environment import ServerEnvironment
 
-VERBS = ("convert", "compress", "build", "plans", "lint", "serve", "validate", "bench", "infer", "doctor")
+VERBS = (
+    *("convert", "compress", "build", "plans", "lint", "serve"),
+    *("validate", "bench", "infer", "deploy", "doctor"),
+)
 HEAVY = (
     "tensorflow", "keras", "torch", "transformers", "onnx", "onnxruntime", "onnxslim", "openvino", "sklearn",
     "matplotlib", "numpy", "ml_dtypes", "grpc", "tritonclient",

@@ -162,6 +162,13 @@ def test_other_measurements_give_other_numbers(tmp_path: Path) -> None:
     assert container["resources"]["limits"]["memory"] == "5120Mi"  # 5000 + 46 + 16 in steps of 64
 
 
+def test_measurements_of_another_repository_are_refused(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    (repository / "big" / "config.pbtxt").write_text("max_batch_size: 8")
+    with pytest.raises(DeployError, match="other configurations"):
+        render_kubernetes(repository, measurements, KubernetesOptions())
+
+
 # --- hardening ----------------------------------------------------------------------------------------
 
 

@@ -112,7 +112,8 @@ def test_overlays_pass_the_tools(tools: Tools, render: Render, tmp_path: Path) -
             )
             file = tmp_path / f"{index}-{overlay}.yaml"
             file.write_text(yaml.safe_dump_all(known))
-            assert validate_strictly(tools, file) == (0, validate_strictly(tools, file)[1])
+            code, text = validate_strictly(tools, file)
+            assert code == 0, text
             rendered.append(file)
     assert failed_checks(tools, *rendered) == set()
 

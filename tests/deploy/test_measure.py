@@ -112,6 +112,7 @@ def test_whole_server(measured: Measurements, repository: Path) -> None:
     # At least a MiB and an answer of 8 MiB in each instance.
     assert 2 * 9 * MIB <= measured.shm_bytes < 80 * MIB
     assert 0 < measured.cpu_s_per_s <= measured.machine["cpu_count"]  # type: ignore[operator]
+    assert isinstance(measured.machine["load_before"], float)
     assert measured.versions["triton"] == "2.51.0"
 
 

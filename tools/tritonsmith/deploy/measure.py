@@ -7,6 +7,7 @@ seconds, and stops it. Of several runs the slowest and the largest count: limits
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from tritonsmith.server.ports import ask_http
 RUNS = 3
 ALONE_COUNT = 3  # requests to each model alone, one after the other
 LOAD_S = 3.0  # all models at once
+BUSY = 0.5  # load for each core, above which another process takes what is measured
 _READY_TIMEOUT_S = 600.0
 _LOG_TIME = r"^I(?P<time>\d{4} \d\d:\d\d:\d\d\.\d{6}) "
 _LOADING = re.compile(_LOG_TIME + r".*\"loading: (?P<model>.+):\d+\"", re.MULTILINE)
@@ -95,6 +97,9 @@ def measure_repository(
         )
     if runs < 1:
         raise DeployError("nothing is measured in no run", found=runs, expected="at least 1 run")
+    load = os.getloadavg()[0]
+    if load > BUSY * len(os.sched_getaffinity(0)):
+        say(f"this machine is busy (load {load:.1f}): times will be longer than they would be")
     measured = []
     for number in range(1, runs + 1):
         say(f"run {number} of {runs}: {repository}")
@@ -111,7 +116,10 @@ def measure_repository(
         shm_bytes=max(run.shm_bytes for run in measured),
         cpu_s_per_s=max(run.cpu_s_per_s for run in measured),
         runs=runs,
-        machine={key: value for key, value in describe_machine().items() if key in _MACHINE},
+        machine={
+            **{key: value for key, value in describe_machine().items() if key in _MACHINE},
+            "load_before": round(load, 2),
+        },
         versions=measured[0].versions,
     )
 

@@ -76,15 +76,15 @@ def check_measurements(measurements: Measurements, repository: Path) -> None:
     configurations, _, manifests = wanted.partition("/")
     measured_configurations, _, measured_manifests = measurements.fingerprint.partition("/")
     if configurations != measured_configurations:
-        what = "has other configurations"
+        what, expected, found = "has other configurations", configurations, measured_configurations
     elif manifests and measured_manifests and manifests != measured_manifests:
-        what = "has other versions, precisions or backends"
+        what, expected, found = "has other versions, precisions or backends", manifests, measured_manifests
     else:
         return
     raise DeployError(
         f"{repository} {what} than what was measured",
-        found=f"measurements of {measurements.repository!r}, fingerprint {measurements.fingerprint[:12]}",
-        expected=f"fingerprint {wanted[:12]}",
+        found=f"measurements of {measurements.repository!r}, fingerprint {found[:12]}",
+        expected=f"fingerprint {expected[:12]}",
         fix=f"measure it: tritonsmith deploy measure {repository} --out FILE",
     )
 

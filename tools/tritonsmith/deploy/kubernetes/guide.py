@@ -79,6 +79,12 @@ Measured: {measured} (`measurements.json`).
 Where the cluster's machines differ much, measure on one of them and render again. In `overlays/gpu`,
 the patience of the start and the memory beyond the CPU image's were not measured.
 
+They can be read off the first pods, and put into `overlays/gpu/gpu.yaml`: how long the start took, with and
+without built plans, and what memory is in use under load:
+
+    kubectl -n {options.namespace} get pods -w --output-watch-events
+    kubectl -n {options.namespace} top pods --containers
+
 | value | derived from |
 |---|---|
 {numbers}
