@@ -17,6 +17,7 @@ import yaml
 
 from tritonsmith.deploy.balancer import buffer_bytes_for
 from tritonsmith.deploy.compose import ComposeOptions, render_compose, render_settings
+from tritonsmith.deploy.folder import write_folder
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.measurements_file import fingerprint_of_repository, read_measurements
 from tritonsmith.deploy.tensorrt_library import find_library, version_of_library
@@ -169,6 +170,19 @@ def test_paths_that_compose_would_change_are_kept_or_refused(measured: Measureme
     assert source == "${MODEL_REPOSITORY:-/a $$x/m}"
     with pytest.raises(DeployError, match="cannot name this path"):
         render_settings(REPOSITORY, measured, ComposeOptions(repository="/a}/m"))
+
+
+def test_keys_survive_a_second_rendering(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, {"measurements.json": "{}", "drain.sh": "#!/bin/sh\n", "old": ""}, force=False)
+    (out / "secrets").mkdir(mode=0o700)
+    (out / "secrets" / "triton_admin_key").write_text("key")
+    (out / ".env").write_text("TRITON_CPUS=3\n")
+    write_folder(out, {"measurements.json": "{}", "new": ""}, force=True)
+    assert (out / "secrets" / "triton_admin_key").read_text() == "key"
+    assert (out / "secrets").stat().st_mode & 0o777 == 0o700
+    assert (out / ".env").read_text() == "TRITON_CPUS=3\n"
+    assert sorted(path.name for path in out.iterdir()) == [".env", "measurements.json", "new", "secrets"]
 
 
 def test_measurements_of_another_repository_are_refused(measured: Measurements) -> None:

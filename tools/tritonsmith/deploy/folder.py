@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tritonsmith.errors import UsageError
 from tritonsmith.files import refuse_overwrite, staging_folder
 
 MARK = "measurements.json"  # in every folder that is rendered; nothing else is ever replaced
+KEPT = (".env", "secrets")  # what its owner laid there, never rendered; a new rendering has them too
 
 
 def check_folder(out: Path, *, force: bool) -> None:
@@ -25,7 +27,8 @@ def check_folder(out: Path, *, force: bool) -> None:
 def write_folder(out: Path, files: Mapping[str, str | bytes], *, force: bool) -> None:
     """Write `files`, by path below `out`, and put the folder into its place in one rename.
 
-    Files that start with `#!` may be executed. Raises UsageError as `check_folder`.
+    Files that start with `#!` may be executed. Keys and settings of a folder that is replaced stay (KEPT).
+    Raises UsageError as `check_folder`.
     """
     check_folder(out, force=force)
     with staging_folder(out) as staging:
@@ -35,6 +38,11 @@ def write_folder(out: Path, files: Mapping[str, str | bytes], *, force: bool) ->
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
             path.chmod(0o755 if path.read_bytes()[:2] == b"#!" else 0o644)
+        for name in KEPT:
+            if (out / name).is_dir():
+                shutil.copytree(out / name, made / name)
+            elif (out / name).is_file():
+                shutil.copy2(out / name, made / name)
         if out.exists():
             out.rename(staging / "before")
         made.rename(out)
