@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -120,18 +121,21 @@ def import_tensorrt() -> ModuleType:
 def why_unavailable(device: int = 0) -> str | None:
     """What exactly keeps this process from building and running plans; None where nothing does.
 
-    Looked at in this order: the binding and its libraries, its version, the driver, the GPU. TensorRT itself
-    is not asked: without a GPU its Runtime ends the process (8.6) and its Builder is a bare TypeError.
+    All that is missing is listed: the binding and its libraries, or its version; the driver, or the GPU.
+    TensorRT itself is not asked: without a GPU its Runtime ends the process (8.6) and its Builder is a bare
+    TypeError.
     """
-    try:
-        capabilities_of(str(import_tensorrt().__version__))
-    except PlanError as error:
-        return error.what if error.found is None else f"{error.what}: {error.found}"
-    try:
-        describe_device(device)
-    except PlanError as error:
-        return error.what if error.found is None else f"{error.what}: {error.found}"
-    return None
+    looks: tuple[Callable[[], object], ...] = (
+        lambda: capabilities_of(str(import_tensorrt().__version__)),
+        lambda: describe_device(device),
+    )
+    reasons = []
+    for look in looks:
+        try:
+            look()
+        except PlanError as error:
+            reasons.append(error.what if error.found is None else f"{error.what}: {error.found}")
+    return "; ".join(reasons) or None
 
 
 def device(index: int = 0) -> Device:
