@@ -78,6 +78,7 @@ def stack(
     finally:
         stack.compose("down", "--volumes", check=False)
         engine.run("rmi", "compose-haproxy", "compose-prometheus", check=False)
+        shutil.rmtree(repository)
 
 
 def measurements_of(repository: Path, path: Path) -> Path:
