@@ -7,7 +7,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 RUN := .venv/bin/python
 
-.PHONY: help demo models serve test test-container image-cpu test-manifests test-tensorrt check format bench bench-compression pack-gpu clean
+.PHONY: help demo models serve test test-container test-manifests test-tensorrt check format measure image-cpu
+.PHONY: bench bench-compression pack-gpu clean
 .DEFAULT_GOAL := help
 
 help: ## Show these targets
@@ -39,6 +40,9 @@ test: .venv/.dev ## Run the tests
 
 test-container: models ## Build the CPU image, start it hardened, and test it; skips where no engine can be had
 	@$(RUN) -m pytest -m container
+
+measure: models ## Measure model_repository/ and render docker/ from that, on a quiet machine
+	@$(RUN) tools/recipes/measure_models.py
 
 image-cpu: ## Build the image tritonsmith-cpu, with what the stages of model_repository/ need
 	@PYTHONPATH=tools $(PYTHON) -m tritonsmith.deploy.context model_repository docker

@@ -89,6 +89,7 @@ serve() {
         fi
     fi
     flags=("${flags[@]//@ADMIN_KEY@/$key}" "--http-port=$TRITONSMITH_HTTP_PORT")
+    # The CPU image has it. In NVIDIA's it was never tried, so there an idle connection delays the end.
     if [[ -r $CLOSE_IDLE ]]; then
         export LD_PRELOAD=$CLOSE_IDLE
     fi

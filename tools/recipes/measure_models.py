@@ -1,7 +1,8 @@
-"""Measure model_repository/ for docker/ and clusters: `measure_models.py [--out FILE]`, after `make models`.
+"""Measure model_repository/ and render docker/ from that: `make measure`, on a quiet machine.
 
-The largest requests are a choice: images of 256 by 256 pixels of noise, which no PNG makes smaller, and
-texts that fill the 256 tokens that MiniLM reads.
+With `--render-only`, docker/ is rendered again from the measurements that it has. The largest requests are a
+choice: images of 256 by 256 pixels of noise, which no PNG makes smaller, and texts that fill the 256 tokens
+that MiniLM reads.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tritonsmith.cli_options import add_json
-from tritonsmith.console import print_error, print_json, progress
+from tritonsmith.cli_deploy import print_measurements
+from tritonsmith.console import print_error, progress
 from tritonsmith.deploy.measure import measure_repository
-from tritonsmith.deploy.measurements_file import json_from_measurements, write_measurements
+from tritonsmith.deploy.measurements_file import read_measurements, write_measurements
 from tritonsmith.errors import TritonsmithError
+from tritonsmith.files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+MEASUREMENTS = ROOT / "docker" / "measurements.json"
 IMAGE_SIDE = 256
 TOKENS = 256  # what minilm_tokenize cuts at
 TEXT = "measured " * TOKENS
@@ -50,22 +53,35 @@ def write_samples(folder: Path) -> dict[str, Path]:
     }
 
 
+def render_docker() -> None:
+    """Write what docker/ has of its compose folder that follows from measurements."""
+    from tritonsmith.deploy.compose import ComposeOptions, render_settings
+
+    measurements = read_measurements(MEASUREMENTS)
+    options = ComposeOptions(repository="../model_repository")
+    for name, text in render_settings(ROOT / "model_repository", measurements, options).items():
+        write_text_atomically(MEASUREMENTS.with_name(name), text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "docker" / "measurements.json")
-    add_json(parser)
+    parser.add_argument("--render-only", action="store_true", help="from docker/measurements.json as it is")
     options = parser.parse_args(arguments)
     try:
-        with progress() as say, tempfile.TemporaryDirectory() as folder:
-            measurements = measure_repository(
-                ROOT / "model_repository", samples=write_samples(Path(folder)), axis_length=TOKENS, say=say
-            )
-        write_measurements(options.out, measurements)
+        if not options.render_only:
+            with progress() as say, tempfile.TemporaryDirectory() as folder:
+                measurements = measure_repository(
+                    ROOT / "model_repository",
+                    samples=write_samples(Path(folder)),
+                    axis_length=TOKENS,
+                    say=say,
+                )
+            write_measurements(MEASUREMENTS, measurements)
+            print_measurements(measurements)
+        render_docker()
     except TritonsmithError as error:
         print_error(error)
         return error.exit_code
-    if options.json:
-        print_json(json_from_measurements(measurements))
     return 0
 
 

@@ -138,8 +138,9 @@ def run_compose(options: argparse.Namespace) -> int:
     measurements = _measurements(options)
     files = render_compose(options.repository, measurements, chosen)
     following = (
-        f"read {options.out / 'README.md'}: the keys, and what is served where",
-        f"docker compose -f {options.out / 'compose.cpu.yaml'} up, and compose.yaml where there is a GPU",
+        f"cd {options.out} && ./make_secrets.sh",
+        "docker compose -f compose.cpu.yaml up --build, or with compose.yaml where there is a GPU",
+        "README.md there has addresses, settings, and how to stop a replica",
     )
     return _write(options, files, measurements, following)
 
