@@ -13,7 +13,7 @@ from tritonsmith.bench import plots
 from tritonsmith.bench.measure import BenchResult
 from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
-from tritonsmith.render import CANDIDATE_COLUMNS, LEDGER_COLUMNS, candidate_rows, ledger_rows
+from tritonsmith.rows import CANDIDATE_COLUMNS, LEDGER_COLUMNS, candidate_rows, ledger_rows
 
 REPORT, RESULTS = "report.html", "bench.json"
 

@@ -16,7 +16,7 @@ from tritonsmith.compress.search.outcome import ROW_COLUMNS, drop_text, trial_ro
 from tritonsmith.compress.search.pareto import plot_front, point_of
 from tritonsmith.console import human_bytes
 from tritonsmith.files import write_text_atomically
-from tritonsmith.render import LEDGER_COLUMNS, ledger_rows
+from tritonsmith.rows import LEDGER_COLUMNS, ledger_rows
 
 Record = Mapping[str, Any]
 GATE_COLUMNS = ("", "after", "metric", "drop (95 % interval)", "worst class", "speed", "why")
