@@ -465,7 +465,7 @@ def run_doctor(options: argparse.Namespace) -> int:
 
     from tritonsmith import render
     from tritonsmith.console import print_json
-    from tritonsmith.server.doctor import diagnose
+    from tritonsmith.doctor import diagnose
 
     findings = diagnose()
     if options.json:

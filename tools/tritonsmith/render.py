@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from tritonsmith.build import BuildReport
     from tritonsmith.compress.search.outcome import SearchResult
     from tritonsmith.compression import CompressReport
+    from tritonsmith.doctor import Finding
     from tritonsmith.repository.entry import Entry
     from tritonsmith.server import Server
-    from tritonsmith.server.doctor import Finding
     from tritonsmith.validate import ValidationReport
 
 

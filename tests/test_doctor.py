@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tritonsmith.server.doctor import Finding, diagnose
+from tritonsmith.doctor import Finding, diagnose
 from tritonsmith.server.environment import ServerEnvironment
 
 
@@ -60,7 +60,7 @@ def test_the_index_is_asked_only_when_told(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_no_framework_is_loaded() -> None:
     code = (
-        "import sys; from tritonsmith.server.doctor import diagnose; diagnose(); "
+        "import sys; from tritonsmith.doctor import diagnose; diagnose(); "
         "print([name for name in ('tensorflow', 'torch', 'keras', 'openvino', 'onnxruntime', 'transformers', "
         "'matplotlib') if name in sys.modules])"
     )
