@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tritonsmith.deploy.flags import FlagOptions, server_flags
+from tritonsmith.deploy.flags import server_flags
 from tritonsmith.errors import DeployError
 from tritonsmith.server.environment import ServerEnvironment
 
@@ -20,14 +21,14 @@ def names_of(flags: tuple[str, ...]) -> set[str]:
 
 
 def test_model_control_and_completion_are_off() -> None:
-    flags = server_flags(FlagOptions())
+    flags = server_flags()
     assert {"--model-control-mode=none", "--disable-auto-complete-config"} <= set(flags)
     assert "--trace-config=level=OFF" in flags
 
 
 @pytest.mark.parametrize("flag", ["--http-restricted-api", "--grpc-restricted-protocol"])
 def test_operators_endpoints_ask_for_a_key(flag: str) -> None:
-    rule = next(line for line in server_flags(FlagOptions()) if line.startswith(f"{flag}="))
+    rule = next(line for line in server_flags() if line.startswith(f"{flag}="))
     endpoints, _, key = rule.removeprefix(f"{flag}=").partition(":")
     assert set(endpoints.split(",")) == {"shared-memory", "model-repository", "trace", "logging"}
     assert key == "tritonsmith-admin-key=@ADMIN_KEY@"
@@ -45,37 +46,29 @@ def test_operators_endpoints_ask_for_a_key(flag: str) -> None:
     ],
 )
 def test_a_release_gets_the_flags_that_it_knows(triton: str, gained: set[str]) -> None:
-    oldest = names_of(server_flags(FlagOptions()))
-    assert names_of(server_flags(FlagOptions(triton=triton))) - oldest == gained
+    oldest = names_of(server_flags())
+    assert names_of(server_flags(triton)) - oldest == gained
 
 
 def test_histograms_come_with_2_53() -> None:
     histograms = "--metrics-config=histogram_latencies=true"
-    assert histograms not in server_flags(FlagOptions(triton="2.52.0"))
-    assert histograms in server_flags(FlagOptions(triton="2.53.0"))
+    assert histograms not in server_flags("2.52.0")
+    assert histograms in server_flags("2.53.0")
 
 
 def test_shared_memory_of_clients_is_off_where_it_can_be() -> None:
-    assert "--allow-client-shm=false" in server_flags(FlagOptions(triton="2.68.0"))
+    assert "--allow-client-shm=false" in server_flags("2.68.0")
 
 
-def test_choices_reach_their_flags() -> None:
-    flags = server_flags(
-        FlagOptions(triton="2.71.0", role="gpu", exit_timeout_s=7, cache_bytes=0, rate_limit=True)
-    )
-    assert {"--exit-timeout-secs=7", "--rate-limit=execution_count", "--allow-gpu-metrics=true"} <= set(flags)
-    assert "--cache-config" not in names_of(flags)
+def test_a_role_reaches_its_flag() -> None:
+    assert "--allow-gpu-metrics=true" in server_flags("2.71.0", "gpu")
+    assert "--allow-gpu-metrics=false" in server_flags("2.71.0", "cpu")
 
 
 @pytest.mark.parametrize("version", ["26.07", "3.0.0", "2", ""])
 def test_an_unknown_version_is_refused(version: str) -> None:
     with pytest.raises(DeployError, match="no such version of Triton"):
-        server_flags(FlagOptions(triton=version))
-
-
-def test_a_value_out_of_range_is_refused() -> None:
-    with pytest.raises(DeployError, match="exit_timeout_s is out of range"):
-        FlagOptions(exit_timeout_s=0)
+        server_flags(version)
 
 
 def test_an_image_writes_its_flags_with_a_bare_python() -> None:
@@ -86,7 +79,7 @@ def test_an_image_writes_its_flags_with_a_bare_python() -> None:
         text=True,
         check=True,
     )
-    assert tuple(done.stdout.splitlines()) == server_flags(FlagOptions(triton="2.71.0", role="gpu"))
+    assert tuple(done.stdout.splitlines()) == server_flags("2.71.0", "gpu")
 
 
 def start_with(environment: ServerEnvironment, flags: tuple[str, ...], repository: Path) -> str:
@@ -106,7 +99,18 @@ def start_with(environment: ServerEnvironment, flags: tuple[str, ...], repositor
 def test_the_embedded_release_knows_every_flag(server_environment: ServerEnvironment, tmp_path: Path) -> None:
     """Triton reads all flags before it looks for models; one that it lacks ends it sooner."""
     missing = tmp_path / "none"
-    said = start_with(server_environment, server_flags(FlagOptions()), missing)
+    said = start_with(server_environment, server_flags(), missing)
     assert f"failed to stat file {missing}" in said
-    said = start_with(server_environment, server_flags(FlagOptions(triton="2.57.0")), missing)
+    said = start_with(server_environment, server_flags("2.57.0"), missing)
     assert "unrecognized option '--grpc-max-response-pool-size" in said
+
+
+def test_of_a_flag_that_is_given_twice_the_later_one_holds(
+    server_environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    """entrypoint.sh, Compose and Kubernetes change flags of the image by what they add."""
+    twice = ("--rate-limit=off", "--rate-limit=execution_count")
+    said = start_with(server_environment, (*server_flags(), *twice), tmp_path / "none")
+    assert re.search(r"rate_limit +\| EXEC_COUNT ", said)
+    said = start_with(server_environment, (*server_flags(), *reversed(twice)), tmp_path / "none")
+    assert re.search(r"rate_limit +\| OFF ", said)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from dataclasses import dataclass
 from typing import Literal
 
 from tritonsmith.errors import DeployError
@@ -39,41 +38,17 @@ _CLIENT_SHM_SINCE = 68
 _HISTOGRAMS_SINCE = 53
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlagOptions:
-    """What a deployment may choose. `cache_bytes` 0: no response cache, and no model may ask for one."""
-
-    triton: str = EMBEDDED_TRITON  # "2.51.0": decides which flags there are
-    role: Role = "cpu"
-    exit_timeout_s: int = EXIT_TIMEOUT_S
-    cache_bytes: int = CACHE_BYTES
-    http_max_input_bytes: int = HTTP_MAX_INPUT_BYTES
-    response_pool_count: int = RESPONSE_POOL_COUNT
-    rate_limit: bool = False  # True where a configuration holds a rate_limiter
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("exit_timeout_s", 1),
-            ("cache_bytes", 0),
-            ("http_max_input_bytes", 1),
-            ("response_pool_count", 1),
-        ):
-            if getattr(self, name) < least:
-                raise DeployError(
-                    f"{name} is out of range", found=getattr(self, name), expected=f">= {least}"
-                )
-
-
-def server_flags(options: FlagOptions) -> tuple[str, ...]:
+def server_flags(triton: str = EMBEDDED_TRITON, role: Role = "cpu") -> tuple[str, ...]:
     """The flags that every start has, without the repository's path.
 
     Endpoints of an operator answer only to the admin key, which KEY_PLACEHOLDER stands for, in the HTTP
     header `tritonsmith-admin-key` and in gRPC's metadata `triton-grpc-protocol-tritonsmith-admin-key`.
-    A flag of a later release than `options.triton` is left out: Triton exits at one that it does not know.
+    A flag of a later release than `triton` ("2.51.0") is left out: Triton exits at one that it does not know.
     Where a flag is given twice, Triton takes the later one, so what is added behind these may change them.
+    `--rate-limit` depends on the repository, so entrypoint.sh decides on it.
     Raises DeployError for a version that cannot be read.
     """
-    minor = _minor_from_version(options.triton)
+    minor = _minor_from_version(triton)
     restricted = f"{','.join(RESTRICTED)}:{ADMIN_HEADER}={KEY_PLACEHOLDER}"
     flags = [
         f"--http-port={HTTP_PORT}",
@@ -83,21 +58,19 @@ def server_flags(options: FlagOptions) -> tuple[str, ...]:
         "--disable-auto-complete-config",
         "--strict-readiness=true",
         "--exit-on-error=true",
-        f"--exit-timeout-secs={options.exit_timeout_s}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--log-format=ISO8601",
         "--trace-config=level=OFF",
         f"--http-restricted-api={restricted}",
         f"--grpc-restricted-protocol={restricted}",
         *_balancing_flags(),
-        *_metrics_flags(options.role, minor),
-        f"--rate-limit={'execution_count' if options.rate_limit else 'off'}",
+        *_metrics_flags(role, minor),
+        f"--cache-config=local,size={CACHE_BYTES}",
     ]
-    if options.cache_bytes:
-        flags.append(f"--cache-config=local,size={options.cache_bytes}")
     if minor >= _RESPONSE_POOL_SINCE:
-        flags.append(f"--grpc-max-response-pool-size={options.response_pool_count}")
+        flags.append(f"--grpc-max-response-pool-size={RESPONSE_POOL_COUNT}")
     if minor >= _HTTP_MAX_INPUT_SINCE:
-        flags.append(f"--http-max-input-size={options.http_max_input_bytes}")
+        flags.append(f"--http-max-input-size={HTTP_MAX_INPUT_BYTES}")
     if minor >= _CLIENT_SHM_SINCE:
         flags.append("--allow-client-shm=false")
     return tuple(flags)
@@ -144,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--role", choices=("cpu", "gpu"), default="cpu")
     given = parser.parse_args(arguments)
     try:
-        flags = server_flags(FlagOptions(triton=given.triton, role=given.role))
+        flags = server_flags(given.triton, given.role)
     except DeployError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tritonsmith.deploy.flags import FlagOptions, server_flags
+from tritonsmith.deploy.flags import server_flags
 from tritonsmith.errors import TritonsmithError
 from tritonsmith.files import write_text_atomically
 from tritonsmith.server.environment import BASE_PINS, ServerEnvironment, cache_folder, ensure_environment
@@ -61,7 +61,7 @@ def lay_image(
     ):
         (root / name).symlink_to(os.path.relpath(target, root))
     places = (f"--backend-directory={backends}", f"--cache-directory={root / 'caches'}")
-    lines = "".join(f"{flag}\n" for flag in (*places, *server_flags(FlagOptions())))
+    lines = "".join(f"{flag}\n" for flag in (*places, *server_flags()))
     write_text_atomically(root / "flags", lines)
     return environment
 
