@@ -8,11 +8,13 @@
 #   TRITONSMITH_HTTP_PORT        8000
 #
 # The image sets TRITONSMITH_FLAGS (a file with tritonserver's flags, one a line), TRITONSMITH_TRITONSERVER, and, where
-# plans of TensorRT are built before the start, TRITONSMITH_PLANS=1.
+# plans of TensorRT are built before the start, TRITONSMITH_PLANS=1. The plans are kept in /var/cache/tritonsmith, which
+# replicas may share; the view that is served lies in each container's own /tmp.
 set -euo pipefail
 
 MODELS=${TRITONSMITH_MODELS:-/models}
-CACHE=/var/cache/tritonsmith
+PLAN_CACHE=/var/cache/tritonsmith/plans
+VIEW=/tmp/view
 CLOSE_IDLE=/usr/local/lib/close_idle.so
 # ONNX Runtime reports its use, models' names among it, to its maker unless told not to.
 export ORT_DISABLE_TELEMETRY=1
@@ -23,6 +25,17 @@ refuse() {
     shift
     printf '  to do: %s\n' "$@" >&2
     exit 1
+}
+
+# PID 1 gets no signal that it did not ask for, and a trap waits for whatever runs in the foreground: what may take long
+# runs in the background, and is ended and waited for here.
+end_early() {
+    trap '' TERM INT
+    if [[ -n ${!:-} ]]; then
+        kill -TERM "$!" 2>/dev/null || true
+        wait "$!" || true
+    fi
+    exit 143
 }
 
 # HEALTHCHECK: 0 where the server and all its models are ready.
@@ -37,6 +50,9 @@ check_health() {
 check_repository() {
     local unreadable
     [[ -d $MODELS ]] || refuse "no model repository is mounted at $MODELS" "add -v <repository>:$MODELS:ro"
+    [[ ! -e $MODELS/lost+found ]] || refuse "$MODELS holds lost+found, as the root of a block volume does, \
+and Triton would read it as a model" \
+        "mount a folder below that root at $MODELS (in Kubernetes: subPath)"
     unreadable=$(find -L "$MODELS" \( ! -readable -o -type d ! -executable \) -print -quit 2>/dev/null) || true
     [[ -z $unreadable ]] || refuse "$unreadable cannot be read by user $(id -u)" \
         "on the host: chmod -R a+rX <repository>, or start the container as the files' owner (--user)"
@@ -73,9 +89,15 @@ admin_key() {
     printf '%s' "$key"
 }
 
+# Triton ignores a rate_limiter unless it is told otherwise.
+uses_rate_limiter() {
+    grep -qsE '^[^#]*\<rate_limiter\>' "$1"/*/config.pbtxt "$1"/*/configs/*.pbtxt
+}
+
 serve() {
     local key repository=$MODELS
     local -a flags
+    trap end_early TERM INT
     check_repository
     check_shared_memory
     check_scratch
@@ -84,11 +106,15 @@ serve() {
     if [[ -n ${TRITONSMITH_TARGET:-} ]]; then
         flags+=("--model-config-name=$TRITONSMITH_TARGET")
         if [[ ${TRITONSMITH_PLANS:-} == 1 ]]; then
-            repository=$CACHE/view
-            tritonsmith plans "$MODELS" --target "$TRITONSMITH_TARGET" --cache "$CACHE/plans" --view "$repository"
+            repository=$VIEW
+            tritonsmith plans "$MODELS" --target "$TRITONSMITH_TARGET" --cache "$PLAN_CACHE" --view "$repository" &
+            wait "$!"
         fi
     fi
     flags=("${flags[@]//@ADMIN_KEY@/$key}" "--http-port=$TRITONSMITH_HTTP_PORT")
+    if uses_rate_limiter "$repository"; then
+        flags+=(--rate-limit=execution_count)
+    fi
     # The CPU image has it. In NVIDIA's it was never tried, so there an idle connection delays the end.
     if [[ -r $CLOSE_IDLE ]]; then
         export LD_PRELOAD=$CLOSE_IDLE

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from container_engine import Engine
+from container_engine import Engine, started
+from plan_orders import publish_order
 from tritonsmith.deploy.context import context_files
-from tritonsmith.deploy.flags import FlagOptions, server_flags
+from tritonsmith.deploy.flags import server_flags
 
 pytestmark = pytest.mark.container
 
@@ -24,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STAND_IN, IMAGE = "compose-stand-in", "compose-gpu"
 TENSORRT = (10, 16, 1, 11)  # published as a binding for the stand-in's Python too
 TRITON = "2.71.0"
-HARDENED = ("--rm", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL")  # noqa: S108 - in the container
+HARDENED = ("--read-only", "--tmpfs=/tmp:rw,nosuid,nodev,noexec,size=16m", "--cap-drop=ALL")
+TARGET = "--env=TRITONSMITH_TARGET=gpu"
 PARTS = ("Major", "Minor", "Patch", "Build")
 LIBRARY = "".join(
     f"int getInferLib{part}Version(void) {{ return {number}; }}\n"
@@ -105,11 +108,11 @@ def test_stage_packages_are_there_and_numpy_is_the_images_own(engine: Engine, gp
 
 def test_server_starts_as_another_user_with_the_flags_of_its_release(engine: Engine, gpu_image: str) -> None:
     started = engine.run(
-        *("run", *HARDENED, "--user", "54321:54321"),
+        *("run", "--rm", *HARDENED, "--user", "54321:54321"),
         *("--volume", f"{ROOT / 'model_repository'}:/models:ro", gpu_image, "--exit-timeout-secs=7"),
     )
     flags = started.stdout.splitlines()
-    wanted = server_flags(FlagOptions(triton=TRITON, role="gpu"))
+    wanted = server_flags(TRITON, "gpu")
     assert "--allow-client-shm=false" in wanted  # a later release than the embedded one
     assert "--model-repository=/models" in flags
     kept = [flag for flag in wanted if "admin-key" not in flag]
@@ -126,14 +129,66 @@ def test_image_runs_as_nobody_in_particular(engine: Engine, gpu_image: str) -> N
     assert "healthcheck" in config
 
 
-def test_target_without_a_gpu_is_refused_with_the_reason(engine: Engine, gpu_image: str) -> None:
-    """The entrypoint reaches the verb `plans`, whose refusal ends the container; no server starts."""
-    done = engine.run(
-        *("run", *HARDENED, "--env", "TRITONSMITH_TARGET=tensorrt"),
-        *("--volume", f"{ROOT / 'model_repository'}:/models:ro", gpu_image),
-        check=False,
-    )
+def start(engine: Engine, image: str, repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    mount = f"--volume={repository}:/models:ro"
+    return engine.run("run", "--rm", *HARDENED, *arguments, mount, image, check=False)
+
+
+def test_target_without_a_gpu_is_served_by_its_fallback_from_a_view(
+    engine: Engine, gpu_image: str, tmp_path: Path
+) -> None:
+    """The view lies in the container's own /tmp: a volume's would be replaced under another replica."""
+    publish_order(tmp_path / "models", tmp_path / "work", ("fp16", "fp32"), fallback="gpu.fp32.onnx")
+    done = start(engine, gpu_image, tmp_path / "models", TARGET)
+    assert done.returncode == 0, done.stderr
+    flags = done.stdout.splitlines()
+    assert {"--model-repository=/tmp/view", "--model-config-name=gpu"} <= set(flags)
+    assert not [flag for flag in flags if flag.startswith("--rate-limit")]
+    assert "gpu.fp32.onnx is served by ONNX Runtime instead" in done.stderr
+    assert "laid the view /tmp/view over /models" in done.stderr
+
+
+def test_target_without_a_gpu_and_without_fallback_is_refused(
+    engine: Engine, gpu_image: str, tmp_path: Path
+) -> None:
+    publish_order(tmp_path / "models", tmp_path / "work", ("fp16",))
+    done = start(engine, gpu_image, tmp_path / "models", TARGET)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "--model-repository" not in done.stdout
-    assert done.stderr.strip()
+    assert "1 of 1 plans cannot be built on this machine" in done.stderr
+    assert "linear version 1, target gpu" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rate_limiter_of_a_target_is_switched_on(engine: Engine, gpu_image: str, tmp_path: Path) -> None:
+    publish_order(tmp_path / "models", tmp_path / "work", ("fp32",), fallback="gpu.fp32.onnx")
+    config = tmp_path / "models" / "linear" / "configs" / "gpu.pbtxt"
+    resources = 'rate_limiter { resources { name: "R" count: 1 } }'
+    text = config.read_text()
+    assert text.count("instance_group {") == 1
+    config.write_text(text.replace("instance_group {", f"instance_group {{ {resources}"))
+    flags = start(engine, gpu_image, tmp_path / "models", TARGET).stdout.splitlines()
+    assert "--rate-limit=execution_count" in flags
+
+
+def test_stop_while_plans_are_built_ends_the_build(engine: Engine, gpu_image: str, tmp_path: Path) -> None:
+    """`tritonsmith` is a stand-in that builds for long and takes a second to end."""
+    build = tmp_path / "tritonsmith"
+    build.write_text(
+        "#!/bin/bash\n"
+        "trap 'sleep 1; echo the build has ended; exit 1' TERM\n"
+        "echo building; for ((i = 0; i < 6000; i++)); do sleep 0.1; done\n"
+    )
+    build.chmod(0o755)
+    mounts = (
+        f"--volume={ROOT / 'model_repository'}:/models:ro",
+        f"--volume={build}:/usr/local/bin/tritonsmith:ro",
+    )
+    with started(engine, "compose-gpu-stopped", *HARDENED, TARGET, *mounts, gpu_image) as container:
+        deadline = time.monotonic() + 60
+        while "building" not in container.log():
+            assert time.monotonic() < deadline, container.log()
+            time.sleep(0.1)
+        assert container.stop() < 30  # then comes SIGKILL, after 60
+        assert container.state("ExitCode") == "143"
+        assert "the build has ended" in container.log()
