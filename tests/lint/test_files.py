@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,40 @@ def test_warmup_files(tmp_path: Path, length: int | None, words: str | None) -> 
         (folder / "warmup" / "x.bin").write_bytes(bytes(length))
     found = findings_of(tmp_path)
     assert (found == ()) if words is None else (words in only(found).what)
+
+
+LEADING_OUT = ["../../../outside.onnx", "../1/model.onnx", "{root}/outside.onnx", "link.onnx", "loop.onnx"]
+
+
+@pytest.mark.parametrize("name", LEADING_OUT)
+def test_a_model_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    name = name.format(root=tmp_path)
+    repository = tmp_path / "repository"
+    folder = add_linear(repository, config=LINEAR + f'default_model_filename: "{name}"')
+    shutil.copy(folder / "1" / "model.onnx", tmp_path / "outside.onnx")
+    (folder / "1" / "link.onnx").symlink_to(tmp_path / "outside.onnx")
+    (folder / "1" / "loop.onnx").symlink_to("loop.onnx")
+    finding = only(findings_of(repository))
+    assert (finding.severity, finding.place, finding.found) == ("error", "config.pbtxt", repr(name))
+    assert "leads out of the folder" in finding.what
+
+
+def test_a_link_that_stays_inside_is_right(tmp_path: Path) -> None:
+    folder = add_linear(tmp_path, config=LINEAR + 'default_model_filename: "link.onnx"')
+    (folder / "1" / "link.onnx").symlink_to("model.onnx")
+    assert findings_of(tmp_path) == ()
+
+
+@pytest.mark.parametrize("kind", ["labels", "warm-up"])
+def test_labels_and_warmup_data_elsewhere_are_refused(tmp_path: Path, kind: str) -> None:
+    labels = 'output { name: "p" data_type: TYPE_FP32 dims: [3] label_filename: "../../outside" }'
+    extra = labels if kind == "labels" else WARMUP.replace("x.bin", "../../../outside")
+    folder = add_double(tmp_path / "repository", config=DOUBLE + extra)
+    (folder / "warmup").mkdir()
+    (tmp_path / "outside").write_bytes(b"abcd\n" * 3)
+    finding = only(findings_of(tmp_path / "repository"))
+    assert (finding.severity, finding.place) == ("error", "config.pbtxt")
+    assert "outside" in str(finding.found)
 
 
 def test_configs_only_passes_over_what_a_build_makes(tmp_path: Path) -> None:

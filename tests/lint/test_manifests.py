@@ -11,6 +11,7 @@ import pytest
 from linted import add_linear, findings_of, only
 from onnx_models import linear_model
 from publishing import artifact_of, manifest_of, tensor
+from tritonsmith.artifact import sha256_of
 from tritonsmith.manifest import read_manifest, text_from_manifest
 from tritonsmith.repository.config import config_from_artifact
 from tritonsmith.repository.entry import publish
@@ -50,6 +51,20 @@ def test_a_file_of_the_manifest_that_is_missing(published: Path) -> None:
     said = [finding.what for finding in findings_of(published)]
     assert "a file that the manifest names is missing" in said
     assert len(said) == 2  # and the configuration needs it
+
+
+@pytest.mark.parametrize("table", ["files", "model_files"])
+@pytest.mark.parametrize("name", ["../../../outside", "{root}/outside", "/etc", "."])
+def test_a_manifest_that_names_files_elsewhere(published: Path, table: str, name: str) -> None:
+    outside = published.parent / "outside"
+    outside.write_text("x")
+    name = name.format(root=published.parent)
+    path = published / "linear" / "1" / "manifest.json"
+    manifest = read_manifest(path)
+    digests = {**getattr(manifest, table), name: sha256_of(outside)}
+    path.write_text(text_from_manifest(dataclasses.replace(manifest, **{table: digests})))
+    finding = only(findings_of(published))
+    assert (finding.severity, finding.place, finding.found) == ("error", "1/manifest.json", repr(name))
 
 
 def test_the_newest_manifest_speaks_for_the_folder(published: Path) -> None:

@@ -190,6 +190,26 @@ def test_an_order_builds_what_is_missing_at_the_first_start(tmp_path: Path) -> N
         assert "gpu.fp16.onnx" in str(finding.expected)
 
 
+def test_a_candidate_elsewhere_is_not_opened(tmp_path: Path) -> None:
+    version = add_plans(tmp_path / "repository", target_config())
+    add_order(version)
+    (tmp_path / "outside.onnx").write_bytes(ONNX)
+    order = (version / "gpu.order.json").read_text()
+    (version / "gpu.order.json").write_text(order.replace('"gpu.fp16.onnx"', '"../../../outside.onnx"'))
+    finding = only(item for item in gpu_findings(tmp_path / "repository") if item.severity == "error")
+    assert (finding.place, finding.found) == ("1/gpu.order.json", "'../../../outside.onnx'")
+
+
+@pytest.mark.parametrize("key", [None, "9.0"])
+def test_a_plan_elsewhere_is_refused(tmp_path: Path, key: str | None) -> None:
+    config = target_config({key: "../gpu.plan"} if key else None)
+    version = add_plans(tmp_path, config if key else config.replace("gpu.plan", "../gpu.plan"))
+    (version.parent / "gpu.plan").write_bytes(b"plan")
+    finding = only(gpu_findings(tmp_path))
+    assert (finding.severity, finding.place) == ("error", "configs/gpu.pbtxt")
+    assert finding.found == "'../gpu.plan'"
+
+
 def test_an_order_makes_an_unfit_plan_a_warning(tmp_path: Path) -> None:
     add_order(add_plans(tmp_path, target_config(SM90), facts_of("gpu.sm90.plan", "9.0")))
     finding = only(gpu_findings(tmp_path, container="25.01", gpu="9.0"))

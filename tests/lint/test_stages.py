@@ -48,6 +48,11 @@ def test_requirements_that_are_wrong(tmp_path: Path, text: str | bytes, severity
         ("numpy>=2", None, "warning"),  # the embedded server
         ("numpy>=2", "25.01", None),
         ("numpy>=1.26,<3", "24.10", None),
+        ("numpy==1.26.3", "24.10", None),
+        ("numpy==1.21.0", "24.10", None),
+        ("numpy~=1.24.1", "24.10", None),
+        ("numpy!=1.26.4,>=1.26.2", "24.10", None),
+        ("numpy>=1.26.5,<3", "24.10", "error"),  # there is no such 1.26
     ],
 )
 def test_numpy_2_under_a_stub_that_answers_nothing(

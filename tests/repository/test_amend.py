@@ -9,8 +9,9 @@ import pytest
 from publishing import publish_payload, state_of
 from tritonsmith.artifact import Target, sha256_of
 from tritonsmith.errors import RepositoryError
+from tritonsmith.repository import amend as amend_module
 from tritonsmith.repository.amend import amend
-from tritonsmith.repository.entry import Entry, find_entry, read_config, read_entry
+from tritonsmith.repository.entry import Entry, find_entry, read_config, read_entry, write_durably
 
 TARGET = Target(name="gpu", backend="tensorrt", precision="fp16", files=("gpu.sm90.plan",))
 
@@ -67,3 +68,20 @@ def test_a_failure_leaves_what_was_there(entry: Entry, tmp_path: Path) -> None:
         amend(entry, files={"gpu.sm90.plan": tmp_path / "absent"}, targets=(TARGET,), configs={})
     assert state_of(entry.folder.parent) == before
     assert not list(entry.folder.parent.parent.glob(".*staging*"))
+
+
+@pytest.mark.parametrize("spoilt", ["manifest.json", "configs/gpu.pbtxt"])
+def test_what_does_not_read_back_is_not_published(
+    entry: Entry, plan: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    """As on a disk that loses what it was given."""
+    before = state_of(entry.folder.parent)
+
+    def write_badly(file: Path, content: bytes) -> None:
+        write_durably(file, b"" if file.as_posix().endswith(spoilt) else content)
+
+    monkeypatch.setattr(amend_module, "write_durably", write_badly)
+    config = read_config(entry.folder.parent, "m")
+    with pytest.raises(RepositoryError):
+        amend(entry, files={"gpu.sm90.plan": plan}, targets=(TARGET,), configs={"gpu": config})
+    assert state_of(entry.folder.parent) == before

@@ -226,7 +226,7 @@ def test_a_free_axis_needs_a_range(plain: BuildRequest, tmp_path: Path) -> None:
     request = replace(plain, source=str(source), targets=(GPU,), defer=True)
     with pytest.raises(RecipeError, match=r"target\.gpu: profile 0 has no range for the free axis") as error:
         build(request)
-    assert "[[target.gpu.profile]]" in str(error.value)
+    assert "[[target.<name>.profile]] into the recipe, with length = [" in str(error.value)
     lengths = Profile(axes={"length": AxisRange(minimum=1, best=4, maximum=9)})
     with_range = replace(GPU, plan=PlanOptions(profiles=(lengths,)))
     order = read_order(build(replace(request, targets=(with_range,))).entry.version_folder / "gpu.order.json")

@@ -172,8 +172,13 @@ def test_another_model_is_found(change: str) -> None:
 
 
 def test_plans_for_a_mixed_fleet() -> None:
-    own = with_plans(with_plans(made(target()), {"8.0": "old"}), {"9.0": "gpu.sm90.plan"})
+    older = with_plans(made(target()), {"8.0": "gpu.sm80.plan"}, newest="gpu.sm80.plan")
+    assert older.default_model_filename == "gpu.sm80.plan"
+    own = with_plans(older, {"9.0": "gpu.sm90.plan"}, newest="gpu.sm90.plan")
     assert dict(own.cc_model_filenames) == {"9.0": "gpu.sm90.plan"}
+    assert own.default_model_filename == "gpu.sm90.plan"
+    both = with_plans(older, {"8.0": "gpu.sm80.plan", "9.0": "gpu.sm90.plan"}, newest="gpu.sm90.plan")
+    assert both.default_model_filename == "gpu.sm80.plan"  # that is still there
 
 
 def test_the_fallback_is_onnx_by_tensorrts_provider() -> None:
@@ -189,7 +194,7 @@ def test_the_fallback_is_onnx_by_tensorrts_provider() -> None:
         fallback="gpu.fp16.onnx",
         fingerprint="",
     )
-    plans = with_plans(made(target()), {"9.0": "gpu.sm90.plan"})
+    plans = with_plans(made(target()), {"9.0": "gpu.sm90.plan"}, newest="gpu.sm90.plan")
     own = config_for_fallback(plans, order, engine_cache="/cache")
     assert (own.backend, own.platform, own.default_model_filename) == ("onnxruntime", "", "gpu.fp16.onnx")
     assert not own.cc_model_filenames
@@ -201,4 +206,4 @@ def test_the_fallback_is_onnx_by_tensorrts_provider() -> None:
     }
     check_same_model(plans, own)
     with pytest.raises(RecipeError, match=r"target\.gpu has no fallback"):
-        config_for_fallback(plans, replace(order, fallback=None))
+        config_for_fallback(plans, replace(order, fallback=None), engine_cache="/cache")

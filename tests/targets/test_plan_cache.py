@@ -145,7 +145,7 @@ def test_two_at_once_build_once(builder: Builder, cache: Path) -> None:
         second = pool.submit(get)
         while not builder.lines:
             time.sleep(0.01)
-        assert builder.lines == ["another process builds this plan: waiting for it"]
+        assert builder.lines == ["another tritonsmith is at work on this plan; waiting for it"]
         go_on.set()
         assert (first.result(20).built, second.result(20).built) == (True, False)
     assert builder.count == 1

@@ -20,7 +20,6 @@ from tritonsmith.repository.config import config_from_text
 from tritonsmith.repository.entry import find_entry
 from tritonsmith.targets import found as found_module
 from tritonsmith.targets import placing
-from tritonsmith.targets.found import served_versions
 from tritonsmith.targets.order_file import facts_from_json
 from tritonsmith.targets.placing import PlanReport
 from tritonsmith.targets.plans import PlanRequest, build_plans
@@ -272,7 +271,7 @@ def test_changed_files_are_refused(repository: Path, change: str) -> None:
     machine = OnnxTools()
     with pytest.raises(RepositoryError) as caught:
         run(repository, machine)
-    expected = {"onnx": "not the file that passed", "missing": "gpu.fp16.onnx is no file"}
+    expected = {"onnx": "not the file that was ordered", "missing": "gpu.fp16.onnx is no file"}
     assert expected.get(change, "was changed") in str(caught.value)
     assert machine.compiled == []
 
@@ -281,19 +280,6 @@ def test_only_versions_that_are_served_are_built(tmp_path: Path, repository: Pat
     publish_order(repository, tmp_path / "two", ("fp32",))
     (report,) = run(repository, OnnxTools())
     assert report.found.version == 2
-
-
-@pytest.mark.parametrize(
-    ("policy", "expected"),
-    [
-        ("", (3,)),
-        ("version_policy { latest { num_versions: 2 } }", (2, 3)),
-        ("version_policy { all {} }", (1, 2, 3)),
-        ("version_policy { specific { versions: [3, 1, 9] } }", (1, 3)),
-    ],
-)
-def test_the_version_policy_decides_what_is_served(policy: str, expected: tuple[int, ...]) -> None:
-    assert served_versions(config_from_text(policy), (1, 2, 3)) == expected
 
 
 def test_a_target_that_no_model_has(repository: Path) -> None:

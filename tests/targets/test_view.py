@@ -74,6 +74,15 @@ def test_a_plain_view_is_the_repository(tmp_path: Path, repository: Path) -> Non
     assert json.loads((view / MARKER).read_text())["repository"] == str(repository)
 
 
+def test_folders_that_are_no_models_are_left_out(tmp_path: Path, repository: Path) -> None:
+    """A block volume has a lost+found, and Triton reads every folder as a model."""
+    (repository / "lost+found").mkdir()
+    lines = list[str]()
+    view = lay_view(repository, tmp_path / "view", say=lines.append)
+    assert sorted(path.name for path in view.iterdir()) == [MARKER, "README.md", "m", "n"]
+    assert lines[0] == "lost+found holds no config.pbtxt, is no model, and is left out of the view"
+
+
 def test_what_differs_is_in_place_and_nothing_else(tmp_path: Path, repository: Path) -> None:
     plan = tmp_path / "cache" / "model.plan"
     plan.parent.mkdir()

@@ -21,8 +21,8 @@ from tritonsmith.repository.config import check_config_table, served_precision
 from tritonsmith.repository.entry import Entry, check_repository, config_name, find_entry, publish
 from tritonsmith.repository.names import check_name, check_version, versions_of
 from tritonsmith.samples import check_npz
-from tritonsmith.server.provision import cache_folder
-from tritonsmith.targets.check import check_targets, compiled_here, plans_of
+from tritonsmith.server.provision import plan_cache, step_store
+from tritonsmith.targets.check import check_targets, compiled_here, plan_options_of
 from tritonsmith.targets.table import pick_targets
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ def build(request: BuildRequest, *, say: Say = lambda _: None) -> BuildReport:
         folder = Path(temporary)
         fp32 = convert(request.source, folder / "fp32" / "model.onnx", request.convert, say=say)
         goal, data, config = _goal(request, fp32, metric)
-        plans = plans_of(request.targets, config, fp32)
+        options = plan_options_of(request.targets, config, fp32)
         made = _make(request, fp32, goal, data, folder, say)
         model = _model_from(request, made.chosen)
-        targets = _build_targets(request, fp32, goal, made, model.config, plans, compiled, folder, say)
+        targets = _build_targets(request, fp32, goal, made, model.config, options, compiled, folder, say)
         entry = _publish(request, made, model, targets, fingerprint, say)
     return BuildReport(entry=entry, unchanged=False, duration_s=time.perf_counter() - began_s)
 
@@ -195,16 +195,6 @@ def _chain(
             fix="; or ".join(found.next_steps) or None,
         )
     return make_chain(specs, material, goal, folder, store=store, say=say), found
-
-
-def step_store() -> Path:
-    """Where the results of compression steps are kept, by content."""
-    return cache_folder() / "steps"
-
-
-def plan_cache() -> Path:
-    """Where plans that this machine built are kept, by content."""
-    return cache_folder() / "plans"
 
 
 def build_recipe(
@@ -407,7 +397,7 @@ def _build_targets(
     goal: Goal,
     made: _Made,
     config: model_config_pb2.ModelConfig,
-    plans: Mapping[str, PlanOptions],
+    options: Mapping[str, PlanOptions],
     compiled: frozenset[str],
     folder: Path,
     say: Say,
@@ -423,9 +413,9 @@ def _build_targets(
         goal=goal,
         chosen=made.chosen,
         store=step_store(),
-        plans=plan_cache(),
+        plan_cache=plan_cache(),
     )
-    return build_targets(request.targets, source, config, plans, compiled, folder, say=say)
+    return build_targets(request.targets, source, config, options, compiled, folder, say=say)
 
 
 def _publish(

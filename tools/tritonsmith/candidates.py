@@ -104,7 +104,7 @@ def make_candidates(fp32: Artifact, goal: Goal, folder: Path, *, say: Say) -> li
         except (CompressionError, EngineError) as error:
             if goal.precision != "auto":
                 raise
-            candidates.append(replace(candidate, refusal=reason_of(error)))
+            candidates.append(replace(candidate, refusal=error.reason))
     return candidates
 
 
@@ -141,7 +141,7 @@ def judge_candidates(
         except EngineError as error:
             if goal.precision != "auto" or candidate is baseline:
                 raise
-            judged.append(replace(candidate, refusal=reason_of(error)))
+            judged.append(replace(candidate, refusal=error.reason))
             continue
         if goal.metric is not None:
             say(f"judging {candidate.name} by {goal.metric.text}")
@@ -190,10 +190,6 @@ def choose(candidates: list[Candidate], goal: Goal) -> list[Candidate]:
 def refusal_of(candidate: Candidate, goal: Goal) -> GateRefused:
     """The error that says what the gate saw of a candidate, and what to do."""
     return GateRefused(*_refusal(candidate), fix=_next_step(candidate, goal))
-
-
-def reason_of(error: CompressionError | EngineError) -> str:
-    return error.what if error.found is None else f"{error.what}: {error.found}"
 
 
 def _int8_method(fp32: Artifact, goal: Goal) -> str:

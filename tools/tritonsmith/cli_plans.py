@@ -35,12 +35,12 @@ def add_plans(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run_plans(options: argparse.Namespace) -> int:
     """Build them; 0 where every order has its plan or its fallback."""
     from tritonsmith.console import print_json, progress
-    from tritonsmith.server.provision import cache_folder
+    from tritonsmith.server.provision import plan_cache
     from tritonsmith.targets.plans import PlanRequest, build_plans
 
     request = PlanRequest(
         repository=options.repository,
-        cache=options.cache or cache_folder() / "plans",
+        cache=options.cache or plan_cache(),
         target=options.target,
         view=options.view,
         force=options.force,

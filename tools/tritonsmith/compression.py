@@ -94,9 +94,9 @@ def compress(
         UsageError: options that do not fit together, or a file that exists.
         SourceError, SamplesError, CompressionError: what their names say.
     """
-    from tritonsmith.build import step_store
     from tritonsmith.chain_build import ROLES, choose_steps, load_roles, make_chain, material_from
     from tritonsmith.compress.chain import convert_once
+    from tritonsmith.server.provision import step_store
 
     began_s = time.perf_counter()
     metric = check_compress_request(request)

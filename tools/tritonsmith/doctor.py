@@ -247,8 +247,7 @@ def _look_at_tensorrt() -> tuple[Finding, ...]:
         try:
             findings.append(Finding(name=name, status="ok", detail=look()))
         except PlanError as error:
-            detail = f"{error.what}: {error.found}" if error.found else error.what
-            findings.append(Finding(name=name, status="info", detail=f"{detail}; only plans need it"))
+            findings.append(Finding(name=name, status="info", detail=f"{error.reason}; only plans need it"))
     return tuple(findings)
 
 

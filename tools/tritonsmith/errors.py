@@ -46,6 +46,11 @@ class TritonsmithError(Exception):
         self.fix = fix
         super().__init__(what)
 
+    @property
+    def reason(self) -> str:
+        """What is wrong and what was found, in one line: a part of a larger message."""
+        return self.what if self.found is None else f"{self.what}: {self.found}"
+
     def __str__(self) -> str:
         lines = [self.what]
         for label, value in (("found", self.found), ("expected", self.expected), ("to do", self.fix)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -21,6 +22,12 @@ def staging_folder(beside: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_staging(beside: Path) -> None:
+    """Remove what a killed process left in `staging_folder(beside)`; the caller holds the lock over it."""
+    for stage in beside.parent.glob(f".{glob.escape(beside.name)}.*.staging"):
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def existing_parent(path: Path) -> Path:
@@ -58,17 +65,34 @@ def write_bytes_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path`; it goes with the process, however that ends."""
+def locked(
+    path: Path, *, what: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`; it goes with the process, however that ends.
+
+    `what` is said of the work while another process does it; left out, the lock's own name.
+    """
     with path.open("a") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another tritonsmith is at work on {path.stem}; waiting for it")
+            say(f"another tritonsmith is at work on {what or path.stem}; waiting for it")
             fcntl.flock(stream, fcntl.LOCK_EX)
         # A child that outlives this process (a pip whose parent was killed) keeps the lock until it ends.
         os.set_inheritable(stream.fileno(), True)
         yield
+
+
+def path_inside(folder: Path, name: str) -> Path | None:
+    """`name` in `folder`; None where it leads out of it: absolute, with `..`, or a link to elsewhere."""
+    relative = Path(name)
+    if not relative.parts or relative.is_absolute() or ".." in relative.parts or "\0" in name:
+        return None
+    try:
+        real = (folder / relative).resolve()
+    except (OSError, RuntimeError):  # a loop of links; before Python 3.13 a RuntimeError
+        return None
+    return folder / relative if real.is_relative_to(folder.resolve()) else None
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tritonsmith.artifact import TensorSpec
@@ -17,7 +16,6 @@ from tritonsmith.engines.tensorrt.profiles import (
     filled_profiles,
     free_axes,
     profiles_from_traffic,
-    ranges_from_samples,
     shapes_from_profile,
 )
 from tritonsmith.errors import PlanError
@@ -153,15 +151,3 @@ def test_statistics_of_gRPC_and_of_several_versions_are_read() -> None:  # noqa:
 def test_statistics_without_traffic_are_refused(answer: Any, model: str | None, what: str) -> None:
     with pytest.raises(PlanError, match=what):
         profiles_from_traffic(answer, IMAGE, 8, model=model)
-
-
-def test_observed_lengths_give_the_range_of_other_axes() -> None:
-    requests = [
-        {name: np.zeros((batch, length), np.int64) for name in ("input_ids", "attention_mask")}
-        for batch, length in ((1, 12), (4, 100), (2, 30), (1, 31), (1, 5))
-    ]
-    assert ranges_from_samples(TOKENS, requests) == {"sequence": lengths(5, 30, 100)}
-    (profile,) = profiles_from_traffic(
-        statistics((2, 9)), TOKENS, 4, ranges=ranges_from_samples(TOKENS, requests)
-    )
-    assert profile.axes == {"batch": lengths(1, 2, 4), "sequence": lengths(5, 30, 100)}

@@ -9,12 +9,10 @@ INT8 arithmetic. A result appears in one rename, so a kill leaves either all of 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from tritonsmith import __version__, onnx_model
 from tritonsmith.artifact import Artifact, Json, tool_versions
 from tritonsmith.compress.int8.arithmetic import detect_arithmetic
 from tritonsmith.errors import RepositoryError, SourceError
-from tritonsmith.files import existing_parent, write_text_atomically
+from tritonsmith.files import existing_parent, locked, write_text_atomically
 from tritonsmith.manifest import artifact_from_json, json_from_artifact
 
 MODEL_NAME = "model.onnx"
@@ -57,7 +55,8 @@ def keep_artifact(
         RepositoryError: the store cannot be written, or holds a damaged result.
     """
     folder = store / key_of(parts)
-    with _locked(folder, say):
+    existing_parent(folder / MODEL_NAME)
+    with locked(folder / "lock", what="the same model", say=say):
         result = folder / "result"
         if result.is_dir():
             return _read(result), True
@@ -89,16 +88,3 @@ def _read(result: Path) -> Artifact:
 def _damaged(result: Path, found: object) -> RepositoryError:
     fix = f"remove {result.parent}, and it is made again"
     return RepositoryError(f"{result} is damaged", found=found, fix=fix)
-
-
-@contextmanager
-def _locked(folder: Path, say: Say) -> Iterator[None]:
-    """Only one process at a time works on one result; the lock goes with the process."""
-    existing_parent(folder / MODEL_NAME)
-    with (folder / "lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another process that makes the same model")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from tritonclient.grpc import model_config_pb2
 
 from tritonsmith.errors import RecipeError, RepositoryError
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error
 from tritonsmith.lint.scan import Model, Variant
 from tritonsmith.repository.ensemble import EnsembleRequest, EnsembleStep, config_from_steps
 from tritonsmith.repository.wiring import dims_agree
@@ -22,7 +22,7 @@ def check_ensemble(
     if not (config.platform == "ensemble" or config.HasField("ensemble_scheduling")):
         return
     if not config.ensemble_scheduling.step:
-        yield _wrong(model, variant, "the ensemble has no steps")
+        yield error_at(model.name, variant.place, "the ensemble has no steps")
         return
     request = EnsembleRequest(
         name=model.name,
@@ -77,9 +77,9 @@ def _check_batches(models: Mapping[str, Model], model: Model, variant: Variant) 
             # Where the ensemble has the target too, it is held against that one.
             elsewhere = variant.target is None and other.target in own
             if not elsewhere and 0 < most < size:
-                yield _wrong(
-                    model,
-                    variant,
+                yield error_at(
+                    model.name,
+                    variant.place,
                     f"the ensemble takes larger batches than its step {step.model_name!r}",
                     found=f"max_batch_size {size}, and {most} in {step.model_name}/{other.place}",
                     expected=f"at most {most}",
@@ -96,9 +96,9 @@ def _check_tensor(
 ) -> Iterator[Finding]:
     names = [model_config_pb2.DataType.Name(tensor.data_type) for tensor in (own, wanted)]
     if own.data_type != wanted.data_type:
-        yield _wrong(
-            model,
-            variant,
+        yield error_at(
+            model.name,
+            variant.place,
             f"{kind} {own.name!r} has another data type than its steps",
             found=names[0],
             expected=names[1],
@@ -108,18 +108,10 @@ def _check_tensor(
         for tensor, size in ((own, variant.config.max_batch_size), (wanted, derived_size))
     ]
     if not dims_agree(*shapes):
-        yield _wrong(
-            model,
-            variant,
+        yield error_at(
+            model.name,
+            variant.place,
             f"{kind} {own.name!r} has another shape than its steps",
             found=f"{shapes[0]}, the batch axis included",
             expected=str(shapes[1]),
         )
-
-
-def _wrong(
-    model: Model, variant: Variant, what: str, *, found: str | None = None, expected: str | None = None
-) -> Finding:
-    return Finding(
-        severity="error", model=model.name, place=variant.place, what=what, found=found, expected=expected
-    )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tritonclient.grpc import model_config_pb2
 
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error
 from tritonsmith.lint.scan import PLATFORM_BACKENDS, Model, Variant
 from tritonsmith.repository.rules import broken_rules
 from tritonsmith.repository.table import nearest
@@ -31,11 +31,10 @@ def _check_backend(model: Model, variant: Variant) -> Iterator[Finding]:
     if not variant.backend:
         unknown = config.platform or None
         guess = nearest(config.platform, list(PLATFORM_BACKENDS)) if unknown else None
-        yield Finding(
-            severity="error",
-            model=model.name,
-            place=variant.place,
-            what="no backend is named",
+        yield error_at(
+            model.name,
+            variant.place,
+            "no backend is named",
             found=f"platform {unknown!r}, which Triton does not know" if unknown else None,
             expected=f"backend: one of {', '.join(BACKENDS)}",
             fix=f"did you mean {guess!r}?" if guess else None,
@@ -66,7 +65,7 @@ def _check_tensors(model: Model, variant: Variant) -> Iterator[Finding]:
             )
         names = [tensor.name for tensor in tensors]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            yield _refused(model, variant, f"{kind} {name!r} is described twice")
+            yield error_at(model.name, variant.place, f"{kind} {name!r} is described twice")
         for index, tensor in enumerate(tensors):
             yield from _check_tensor(model, variant, f"{kind}[{index}]", tensor)
 
@@ -79,22 +78,26 @@ def _check_tensor(
 ) -> Iterator[Finding]:
     named = f"{at} ({tensor.name})" if tensor.name else at
     if not tensor.name:
-        yield _refused(model, variant, f"{at} has no name")
+        yield error_at(model.name, variant.place, f"{at} has no name")
     if tensor.data_type == model_config_pb2.TYPE_INVALID:
-        yield _refused(model, variant, f"{named} has no data_type")
+        yield error_at(model.name, variant.place, f"{named} has no data_type")
     if not tensor.dims:
-        yield _refused(model, variant, f"{named} has no dims", "dims: [1] for one value a sample")
+        yield error_at(
+            model.name, variant.place, f"{named} has no dims", expected="dims: [1] for one value a sample"
+        )
     for dim in tensor.dims:
         if dim == 0 or dim < -1:
-            yield _refused(
-                model, variant, f"{named} has a dimension of {dim}", "lengths of 1 or more, -1 where free"
+            yield error_at(
+                model.name,
+                variant.place,
+                f"{named} has a dimension of {dim}",
+                expected="lengths of 1 or more, -1 where free",
             )
     scalar = tensor.HasField("reshape") and not tensor.reshape.shape
     if scalar and variant.config.max_batch_size == 0:
-        yield _refused(
-            model, variant, f"{named} is reshaped to a scalar", "a shape, where max_batch_size is 0"
+        yield error_at(
+            model.name,
+            variant.place,
+            f"{named} is reshaped to a scalar",
+            expected="a shape, where max_batch_size is 0",
         )
-
-
-def _refused(model: Model, variant: Variant, what: str, expected: str | None = None) -> Finding:
-    return Finding(severity="error", model=model.name, place=variant.place, what=what, expected=expected)

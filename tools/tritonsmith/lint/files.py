@@ -8,24 +8,28 @@ from collections.abc import Iterator
 from tritonclient.grpc import model_config_pb2
 
 from tritonsmith import dtypes
-from tritonsmith.lint.findings import Finding
-from tritonsmith.lint.scan import DEFAULT_FILES, Model, Variant, served_versions
+from tritonsmith.files import path_inside
+from tritonsmith.lint.findings import Finding, error_at, leads_out
+from tritonsmith.lint.scan import DEFAULT_FILES, Model, Variant
 from tritonsmith.repository.entry import WARMUP_FOLDER
+from tritonsmith.repository.names import served_versions
 
 
 def check_files(model: Model, variant: Variant) -> Iterator[Finding]:
     """What is missing beside a configuration."""
     yield from _check_versions(model, variant)
     for version in served_versions(variant.config, model.versions):
+        folder = model.folder / str(version)
         for name in _needed_files(variant):
-            folder = model.folder / str(version)
-            if not (folder / name).exists():
+            path = path_inside(folder, name)
+            if path is None:
+                yield leads_out(model.name, variant.place, name)
+            elif not path.exists():
                 held = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-                yield Finding(
-                    severity="error",
-                    model=model.name,
-                    place=f"{version}/{name}",
-                    what=f"the file that {variant.place} needs is missing",
+                yield error_at(
+                    model.name,
+                    f"{version}/{name}",
+                    f"the file that {variant.place} needs is missing",
                     found=f"{', '.join(held) or 'nothing'} in {version}/",
                     fix="build the model, or name the file in default_model_filename",
                 )
@@ -60,11 +64,10 @@ def _check_versions(model: Model, variant: Variant) -> Iterator[Finding]:
             expected=f"some of {list(model.versions)}",
         )
     elif not model.versions:
-        yield Finding(
-            severity="error",
-            model=model.name,
-            place="",
-            what="there is no version folder",
+        yield error_at(
+            model.name,
+            "",
+            "there is no version folder",
             expected=f"{model.name}/1/ with the model",
             fix="build the model first",
         )
@@ -74,13 +77,15 @@ def _check_labels(model: Model, variant: Variant) -> Iterator[Finding]:
     for tensor in variant.config.output:
         if not tensor.label_filename:
             continue
-        path = model.folder / tensor.label_filename
+        path = path_inside(model.folder, tensor.label_filename)
+        if path is None:
+            yield leads_out(model.name, variant.place, tensor.label_filename)
+            continue
         if not path.is_file():
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=tensor.label_filename,
-                what=f"the label file of output {tensor.name!r} is missing",
+            yield error_at(
+                model.name,
+                tensor.label_filename,
+                f"the label file of output {tensor.name!r} is missing",
                 fix="add it, or leave label_filename out",
             )
             continue
@@ -103,22 +108,22 @@ def _check_warmup(model: Model, variant: Variant) -> Iterator[Finding]:
             if tensor.WhichOneof("input_data_type") != "input_data_file":
                 continue
             place = f"{WARMUP_FOLDER}/{tensor.input_data_file}"
-            path = model.folder / place
+            path = path_inside(model.folder / WARMUP_FOLDER, tensor.input_data_file)
             expected = _warmup_bytes(tensor)
-            if not path.is_file():
-                yield Finding(
-                    severity="error",
-                    model=model.name,
-                    place=place,
-                    what=f"the warm-up file of input {name!r} is missing",
+            if path is None:
+                yield leads_out(model.name, variant.place, tensor.input_data_file)
+            elif not path.is_file():
+                yield error_at(
+                    model.name,
+                    place,
+                    f"the warm-up file of input {name!r} is missing",
                     fix="build the model again, or leave model_warmup out",
                 )
             elif expected is not None and path.stat().st_size < expected:
-                yield Finding(
-                    severity="error",
-                    model=model.name,
-                    place=place,
-                    what=f"the warm-up file of input {name!r} is too short: the model would not load",
+                yield error_at(
+                    model.name,
+                    place,
+                    f"the warm-up file of input {name!r} is too short: the model would not load",
                     found=f"{path.stat().st_size} bytes",
                     expected=f"{expected} bytes",
                 )

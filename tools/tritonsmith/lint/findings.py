@@ -36,6 +36,32 @@ class Finding:
         return "\n".join(lines)
 
 
+def error_at(
+    model: str,
+    place: str,
+    what: str,
+    *,
+    found: str | None = None,
+    expected: str | None = None,
+    fix: str | None = None,
+) -> Finding:
+    return Finding(
+        severity="error", model=model, place=place, what=what, found=found, expected=expected, fix=fix
+    )
+
+
+def leads_out(model: str, place: str, name: str) -> Finding:
+    """A name that `files.path_inside` refuses; nothing of it was opened."""
+    return error_at(
+        model,
+        place,
+        "a file name leads out of the folder that it belongs in",
+        found=repr(name),
+        expected="a relative name without '..', and no link to elsewhere",
+        fix="put the file into the model's folder",
+    )
+
+
 def finding_from_error(
     error: TritonsmithError, *, model: str, place: str, severity: Severity = "error"
 ) -> Finding:

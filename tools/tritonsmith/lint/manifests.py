@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from tritonsmith.artifact import Manifest, sha256_of
 from tritonsmith.errors import RepositoryError
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.files import path_inside
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error, leads_out
 from tritonsmith.lint.scan import Model
 from tritonsmith.manifest import MANIFEST_NAME, read_manifest
 
@@ -38,28 +38,31 @@ def check_manifests(model: Model, manifests: Mapping[int, Manifest]) -> Iterator
             ("version", str(manifest.version), str(version)),
         ):
             if found != expected:
-                yield Finding(
-                    severity="error",
-                    model=model.name,
-                    place=place,
-                    what=f"the manifest is of another {what}",
+                yield error_at(
+                    model.name,
+                    place,
+                    f"the manifest is of another {what}",
                     found=found,
                     expected=expected,
                     fix="publish the model under its own name with `tritonsmith build`",
                 )
-        yield from _check_hashes(model, f"{version}/", manifest.files)
+        yield from _check_hashes(model, place, f"{version}/", manifest.files)
     if manifests:
-        yield from _check_hashes(model, "", manifests[max(manifests)].model_files)
+        newest = max(manifests)
+        place = f"{newest}/{MANIFEST_NAME}"
+        yield from _check_hashes(model, place, "", manifests[newest].model_files)
 
 
-def _check_hashes(model: Model, below: str, digests: Mapping[str, str]) -> Iterator[Finding]:
+def _check_hashes(model: Model, place: str, below: str, digests: Mapping[str, str]) -> Iterator[Finding]:
     for name, digest in sorted(digests.items()):
-        path: Path = model.folder / below / name
-        if not path.exists():
+        path = path_inside(model.folder / below, name)
+        if path is None:
+            yield leads_out(model.name, place, name)
+        elif not path.is_file():
             yield _changed(model, below + name, "a file that the manifest names is missing")
         elif sha256_of(path) != digest:
             yield _changed(model, below + name, "the file was changed after it was published")
 
 
 def _changed(model: Model, place: str, what: str) -> Finding:
-    return Finding(severity="error", model=model.name, place=place, what=what, fix=REBUILD)
+    return error_at(model.name, place, what, fix=REBUILD)

@@ -16,9 +16,11 @@ from tritonsmith import dtypes, onnx_model
 from tritonsmith.artifact import TensorSpec
 from tritonsmith.containers import Container
 from tritonsmith.errors import SourceError
+from tritonsmith.files import path_inside
 from tritonsmith.lint.files import model_filename
-from tritonsmith.lint.findings import Finding, finding_from_error
-from tritonsmith.lint.scan import Deployment, Model, Variant, served_versions
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error
+from tritonsmith.lint.scan import Deployment, Model, Variant
+from tritonsmith.repository.names import served_versions
 
 QUANTIZE = "QuantizeLinear"
 
@@ -76,7 +78,9 @@ def _users(model: Model, variants: tuple[Variant, ...]) -> dict[str, list[Varian
         if variant.backend not in ("onnxruntime", "openvino") or not name or not name.endswith(".onnx"):
             continue
         for version in served_versions(variant.config, model.versions):
-            path = model.folder / str(version) / name
+            path = path_inside(model.folder / str(version), name)
+            if path is None:
+                continue  # check_files says so
             file = path / name if path.is_dir() else path  # a folder keeps the weights beside the graph
             if file.is_file():
                 users.setdefault(file.relative_to(model.folder).as_posix(), []).append(variant)
@@ -100,11 +104,10 @@ def _check_reader(
         ("IR version", int(graph.ir_version), container.ir_version),
     ):
         if found > newest:
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=place,
-                what=f"the {what} is newer than container {container.release} reads",
+            yield error_at(
+                model.name,
+                place,
+                f"the {what} is newer than container {container.release} reads",
                 found=f"{what} {found}",
                 expected=f"at most {newest} (ONNX Runtime {container.onnxruntime})",
                 fix=f"build it with --server {container.release}, or take a newer container",
@@ -121,12 +124,11 @@ def _check_tensors(
     own = {spec.name: spec for spec in specs}
     for tensor in tensors:
         if tensor.name not in own:
-            yield _differs(
-                model,
-                variant,
+            yield error_at(
+                model.name,
+                variant.place,
                 f"the ONNX file has no {kind} {tensor.name!r}",
-                None,
-                f"one of {', '.join(own)}",
+                expected=f"one of {', '.join(own)}",
             )
             continue
         spec = own[tensor.name]
@@ -134,15 +136,22 @@ def _check_tensors(
         data_type = model_config_pb2.DataType.Name(tensor.data_type)
         wanted = dtypes.BY_NAME[spec.dtype].config
         if data_type != wanted:
-            yield _differs(
-                model, variant, f"{named} has another data type in the ONNX file", data_type, wanted
+            yield error_at(
+                model.name,
+                variant.place,
+                f"{named} has another data type in the ONNX file",
+                found=data_type,
+                expected=wanted,
             )
         yield from _check_shape(model, variant, kind, tensor, spec)
     if kind == "input" and tensors:
         given = {tensor.name for tensor in tensors} | _fed_by_triton(variant.config)
         for name in own.keys() - given:
-            yield _differs(
-                model, variant, f"input {name!r} of the ONNX file is not given", None, f"an input {own[name]}"
+            yield error_at(
+                model.name,
+                variant.place,
+                f"input {name!r} of the ONNX file is not given",
+                expected=f"an input {own[name]}",
             )
 
 
@@ -160,11 +169,10 @@ def _check_shape(
     if not axes and size == 0:
         return
     if size > 0 and axes[:1] != [-1]:
-        yield Finding(
-            severity="error",
-            model=model.name,
-            place=variant.place,
-            what=f"max_batch_size is {size}, but the ONNX file has no batch axis at {named}",
+        yield error_at(
+            model.name,
+            variant.place,
+            f"max_batch_size is {size}, but the ONNX file has no batch axis at {named}",
             found=f"{axes} in the file",
             expected="a free first axis, or max_batch_size: 0 with the whole shape in dims",
             fix="export the model with a free first axis, or set max_batch_size to 0",
@@ -178,11 +186,10 @@ def _check_shape(
         fix = f"leave the batch axis out of dims: {axes[1:]}; max_batch_size adds it"
     elif size == 0 and len(dims) + 1 == len(axes):
         fix = f"write the whole shape, {axes}, or give the model a max_batch_size"
-    yield Finding(
-        severity="error",
-        model=model.name,
-        place=variant.place,
-        what=f"the dims of {named} do not fit the ONNX file",
+    yield error_at(
+        model.name,
+        variant.place,
+        f"the dims of {named} do not fit the ONNX file",
         found=f"{full}, with the batch axis that max_batch_size adds" if size > 0 else str(full),
         expected=str(axes),
         fix=fix,
@@ -203,17 +210,10 @@ def _fed_by_triton(config: model_config_pb2.ModelConfig) -> set[str]:
 
 
 def _wrong_dialect(model: Model, place: str, variant: Variant) -> Finding:
-    return Finding(
-        severity="error",
-        model=model.name,
-        place=place,
-        what=f"activations are quantized to uint8, and {variant.place} hands the graph to TensorRT",
+    return error_at(
+        model.name,
+        place,
+        f"activations are quantized to uint8, and {variant.place} hands the graph to TensorRT",
         expected="INT8 in TensorRT's dialect: symmetric int8 activations",
         fix="quantize with dialect=tensorrt, or leave the accelerator out",
-    )
-
-
-def _differs(model: Model, variant: Variant, what: str, found: str | None, expected: str) -> Finding:
-    return Finding(
-        severity="error", model=model.name, place=variant.place, what=what, found=found, expected=expected
     )

@@ -11,9 +11,11 @@ from tritonsmith.artifact import Manifest
 from tritonsmith.engines.tensorrt.facts import PlanFacts
 from tritonsmith.engines.tensorrt.fit import fits
 from tritonsmith.errors import PlanError, RepositoryError, SourceError
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.files import path_inside
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error, leads_out
 from tritonsmith.lint.onnx_files import has_unsigned_activations
-from tritonsmith.lint.scan import DEFAULT_FILES, Deployment, Model, Variant, served_versions
+from tritonsmith.lint.scan import DEFAULT_FILES, Deployment, Model, Variant
+from tritonsmith.repository.names import served_versions
 from tritonsmith.targets.order import PlanOrder
 from tritonsmith.targets.order_file import facts_from_json, order_name, read_order
 
@@ -36,7 +38,10 @@ def check_plans(
         wanted = _wanted(variant, deployment.gpu)
         for gpu, name in wanted.items():
             place = f"{version}/{name}"
-            if not (folder / name).is_file():
+            path = path_inside(folder, name)
+            if path is None:
+                yield leads_out(model.name, variant.place, name)
+            elif not path.is_file():
                 yield _absent(model, variant, place, order, gpu)
             elif name not in facts:
                 yield Finding(
@@ -53,11 +58,10 @@ def check_plans(
 def _check_capabilities(model: Model, variant: Variant) -> Iterator[Finding]:
     for key in variant.config.cc_model_filenames:
         if not CAPABILITY.fullmatch(key):
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=variant.place,
-                what="a key of cc_model_filenames is no compute capability, and no GPU would match it",
+            yield error_at(
+                model.name,
+                variant.place,
+                "a key of cc_model_filenames is no compute capability, and no GPU would match it",
                 found=key,
                 expected="as Triton writes it: 9.0",
             )
@@ -87,13 +91,16 @@ def _read_order(model: Model, variant: Variant, folder: Path) -> tuple[PlanOrder
 def _check_candidates(model: Model, folder: Path, order: PlanOrder) -> Iterator[Finding]:
     for candidate in order.candidates:
         place = f"{folder.name}/{candidate.file}"
-        path = folder / candidate.file
+        path = path_inside(folder, candidate.file)
+        if path is None:
+            order_place = f"{folder.name}/{order_name(order.target)}"
+            yield leads_out(model.name, order_place, candidate.file)
+            continue
         if not path.is_file():
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=place,
-                what=f"the ONNX file that {order_name(order.target)} wants compiled is missing",
+            yield error_at(
+                model.name,
+                place,
+                f"the ONNX file that {order_name(order.target)} wants compiled is missing",
                 fix="build the model again",
             )
             continue
@@ -104,19 +111,17 @@ def _check_candidates(model: Model, folder: Path, order: PlanOrder) -> Iterator[
             yield finding_from_error(error, model=model.name, place=place)
             continue
         if digest != candidate.sha256:
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=place,
-                what="the ONNX file is another one than was judged and ordered",
+            yield error_at(
+                model.name,
+                place,
+                "the ONNX file is another one than was ordered",
                 fix="build the model again",
             )
         if has_unsigned_activations(graph):
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=place,
-                what="activations are quantized to uint8, which TensorRT refuses",
+            yield error_at(
+                model.name,
+                place,
+                "activations are quantized to uint8, which TensorRT refuses",
                 expected="symmetric int8 activations",
                 fix="quantize with dialect=tensorrt",
             )
@@ -150,11 +155,10 @@ def _absent(model: Model, variant: Variant, place: str, order: PlanOrder | None,
             expected=f"a GPU, and a cache that can be written (/var/cache/tritonsmith){fallback}",
             fix="build it on such a machine with `tritonsmith plans`",
         )
-    return Finding(
-        severity="error",
-        model=model.name,
-        place=place,
-        what=f"there is no plan for {machine}, and no order to build one",
+    return error_at(
+        model.name,
+        place,
+        f"there is no plan for {machine}, and no order to build one",
         found=f"cc_model_filenames for {', '.join(sorted(variant.config.cc_model_filenames)) or 'none'}",
         fix="build the model on such a machine, or with --defer",
     )

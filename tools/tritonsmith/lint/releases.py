@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from google.protobuf.message import Message
 
 from tritonsmith.containers import NO_TENSORFLOW_SINCE, SAFE_SINCE, SECURITY_FIXES, Container
-from tritonsmith.lint.findings import Finding
+from tritonsmith.engines.tensorrt.fit import capability_from_text
+from tritonsmith.lint.findings import Finding, error_at
 from tritonsmith.lint.scan import Deployment, Model, Variant
 
 # Fields of model_config.proto that came after 24.10: the branches r24.10 to r26.07 of the repository
@@ -35,7 +36,9 @@ def check_deployment(deployment: Deployment) -> Iterator[Finding]:
             expected=f"{SAFE_SINCE} or later",
             fix="take a newer container",
         )
-    if deployment.gpu is not None and _number(deployment.gpu) < _number(container.oldest_gpu):
+    if deployment.gpu is None:
+        return
+    if capability_from_text(deployment.gpu) < capability_from_text(container.oldest_gpu):
         yield Finding(
             severity="error",
             model="",
@@ -56,11 +59,10 @@ def check_release(model: Model, variant: Variant, deployment: Deployment) -> Ite
         return
     for path, since in FIELDS_SINCE:
         if container.release < since and _is_set(variant.config, path):
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=variant.place,
-                what=f"{'.'.join(path)} is no field of container {container.release}, which refuses the file",
+            yield error_at(
+                model.name,
+                variant.place,
+                f"{'.'.join(path)} is no field of container {container.release}, which refuses the file",
                 expected=f"{since} or later",
                 fix="leave the field out, or take a newer container",
             )
@@ -96,11 +98,10 @@ def _check_openvino(model: Model, variant: Variant) -> Iterator[Finding]:
         )
     padded = YES in (parameters.get("ENABLE_BATCH_PADDING"), parameters.get("SKIP_OV_DYNAMIC_BATCHSIZE"))
     if variant.config.max_batch_size > 1 and not padded:
-        yield Finding(
-            severity="error",
-            model=model.name,
-            place=variant.place,
-            what="the native OpenVINO backend refuses batches smaller than max_batch_size",
+        yield error_at(
+            model.name,
+            variant.place,
+            "the native OpenVINO backend refuses batches smaller than max_batch_size",
             expected='parameters { key: "ENABLE_BATCH_PADDING" value { string_value: "YES" } }',
         )
 
@@ -110,8 +111,3 @@ def _is_set(message: Message, path: tuple[str, ...]) -> bool:
     for name in above:
         message = getattr(message, name)
     return any(field.name == last for field, _ in message.ListFields())
-
-
-def _number(capability: str) -> tuple[int, int]:
-    major, minor = capability.split(".")
-    return int(major), int(minor)

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tritonsmith.containers import Container
 from tritonsmith.errors import RepositoryError, UsageError
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error
 from tritonsmith.repository.config import config_from_text
 from tritonsmith.repository.entry import CONFIG_NAME, CONFIGS_FOLDER, config_name
 from tritonsmith.repository.names import check_name
@@ -108,19 +108,13 @@ def read_models(repository: Path, target: str | None) -> tuple[tuple[Model, ...]
     return tuple(models), tuple(findings)
 
 
-def served_versions(config: model_config_pb2.ModelConfig, versions: tuple[int, ...]) -> tuple[int, ...]:
-    """Those of `versions` that the version policy serves; the newest where it says nothing."""
-    policy = config.version_policy
-    if policy.HasField("all"):
-        return versions
-    if policy.HasField("specific"):
-        return tuple(version for version in versions if version in policy.specific.versions)
-    return versions[-(policy.latest.num_versions or 1) :]
-
-
 def _read_model(folder: Path) -> tuple[Model | None, list[Finding]]:
     name = folder.name
     findings: list[Finding] = []
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        return None, [error_at(name, "", "the folder cannot be read", found=error.strerror)]
     configs = sorted((folder / CONFIGS_FOLDER).glob("*.pbtxt"))
     if not (folder / CONFIG_NAME).is_file() and not configs:
         missing = Finding(
@@ -128,7 +122,7 @@ def _read_model(folder: Path) -> tuple[Model | None, list[Finding]]:
             model=name,
             place=CONFIG_NAME,
             what="there is no configuration, and Triton reads every folder of a repository as a model",
-            found=f"{len(list(folder.iterdir()))} entries in the folder",
+            found=f"{len(entries)} entries in the folder",
             fix="write one, or move the folder out of the repository",
         )
         return None, [missing]

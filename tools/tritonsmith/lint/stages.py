@@ -8,12 +8,16 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from tritonsmith.containers import NUMPY2_SINCE
 from tritonsmith.errors import ProvisionError
-from tritonsmith.lint.findings import Finding, finding_from_error
+from tritonsmith.lint.findings import Finding, error_at, finding_from_error
 from tritonsmith.lint.scan import Deployment, Model
 from tritonsmith.server.environment import read_requirements
 
 REQUIREMENTS = "requirements.txt"
-OLD_NUMPYS = ("1.26.4", "1.26.0", "1.24.4", "1.23.5", "1.22.4", "1.21.6")
+# Releases of numpy 1 by their second number: the last patch of each; what is older has no wheel for the stub.
+NUMPY1_PATCHES = {21: 6, 22: 4, 23: 5, 24: 4, 25: 2, 26: 4}
+NUMPY1_VERSIONS = tuple(
+    f"1.{minor}.{patch}" for minor, last in NUMPY1_PATCHES.items() for patch in range(last + 1)
+)
 
 
 def check_stage(model: Model, deployment: Deployment) -> Iterator[Finding]:
@@ -30,11 +34,10 @@ def check_stage(model: Model, deployment: Deployment) -> Iterator[Finding]:
         try:
             requirement = Requirement(line)
         except InvalidRequirement as error:
-            yield Finding(
-                severity="error",
-                model=model.name,
-                place=REQUIREMENTS,
-                what="a line is no requirement",
+            yield error_at(
+                model.name,
+                REQUIREMENTS,
+                "a line is no requirement",
                 found=f"{line} ({str(error).splitlines()[0]})",
                 expected="one requirement a line, such as pillow>=11",
             )
@@ -53,7 +56,7 @@ def check_stage(model: Model, deployment: Deployment) -> Iterator[Finding]:
 
 
 def _allows_numpy1(requirement: Requirement) -> bool:
-    return any(requirement.specifier.contains(version) for version in OLD_NUMPYS)
+    return any(requirement.specifier.contains(version) for version in NUMPY1_VERSIONS)
 
 
 def _numpy2(model: Model, line: str, deployment: Deployment) -> Iterator[Finding]:

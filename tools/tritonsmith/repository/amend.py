@@ -15,6 +15,7 @@ from tritonsmith.manifest import MANIFEST_NAME, text_from_manifest
 from tritonsmith.repository.config import text_from_config
 from tritonsmith.repository.entry import (
     Entry,
+    check_written,
     config_name,
     failures_named,
     find_entry,
@@ -62,7 +63,8 @@ def amend(
             )
         if present.manifest != manifest:
             return None
-        texts = {config_name(target): text_from_config(config) for target, config in configs.items()}
+        by_name = {config_name(target): config for target, config in configs.items()}
+        texts = {file: text_from_config(config) for file, config in by_name.items()}
         inside = f"{entry.version}/"
         replaced = {*texts, inside + MANIFEST_NAME, *(inside + file for file in files)}
         with staged(repository, name) as stage:
@@ -84,5 +86,6 @@ def amend(
             write_durably(version / MANIFEST_NAME, text_from_manifest(complete).encode())
             sync_folder(version)
             sync_folder(new)
+            check_written(new, by_name, complete)
             replace_folder(stage, repository / name)
     return replace(entry, manifest=complete)

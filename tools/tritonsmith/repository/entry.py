@@ -98,7 +98,7 @@ def publish(
                     manifest, name=config.name, version=chosen, files={}, model_files=model_files
                 )
                 complete = _write_version(new / str(chosen), files, complete)
-                _check_written(new, configs, complete)
+                check_written(new, configs, complete)
                 replace_folder(stage, folder)
     return Entry(folder=folder, version=chosen, manifest=complete)
 
@@ -362,10 +362,12 @@ def flush_file(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _check_written(
-    new: Path, configs: Mapping[str, model_config_pb2.ModelConfig], manifest: Manifest
-) -> None:
-    """Open again what was written."""
+def check_written(new: Path, configs: Mapping[str, model_config_pb2.ModelConfig], manifest: Manifest) -> None:
+    """Open again what was written below `new`: the manifest, and the configurations by their names.
+
+    Raises:
+        RepositoryError: it is not what was to be written.
+    """
     written = read_manifest(new / str(manifest.version) / MANIFEST_NAME)
     same = text_from_manifest(written) == text_from_manifest(manifest)
     if not same or any(_parsed(new / name) != config for name, config in configs.items()):

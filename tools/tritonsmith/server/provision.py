@@ -56,6 +56,16 @@ def cache_folder() -> Path:
     return folder
 
 
+def step_store() -> Path:
+    """Where the results of compression steps are kept, by content."""
+    return cache_folder() / "steps"
+
+
+def plan_cache() -> Path:
+    """Where plans that this machine built are kept, by content."""
+    return cache_folder() / "plans"
+
+
 def _named_cache_folder() -> Path:
     # The XDG specification says that a relative path there is to be ignored.
     named = os.environ.get(CACHE_VARIABLE)

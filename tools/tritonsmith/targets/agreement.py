@@ -1,8 +1,8 @@
 """Whether a plan computes what its ONNX file says, on seeded inputs.
 
 TensorRT sums in another order, picks other algorithms and fuses, so answers differ by rounding: how far is
-a matter of precision, and TOLERANCES is the one place that says it. The ONNX file itself passed the
-accuracy gate before; what is looked for here is a plan that is wrong.
+a matter of precision, and TOLERANCES is the one place that says it. The ONNX file itself was judged
+by the accuracy gate before, where there was data for that; what is looked for here is a plan that is wrong.
 """
 
 from __future__ import annotations

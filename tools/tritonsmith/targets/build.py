@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Artifact, Json, Target
-from tritonsmith.candidates import EXACT, Candidate, Goal, judge_candidates, reason_of, refusal_of
+from tritonsmith.candidates import EXACT, Candidate, Goal, judge_candidates, refusal_of
 from tritonsmith.compress import steps
 from tritonsmith.compress.chain import Material, run_chain
 from tritonsmith.compress.steps import StepSpec
@@ -26,7 +26,7 @@ from tritonsmith.files import write_text_atomically
 from tritonsmith.repository.config import served_precision
 from tritonsmith.targets.check import split_chain
 from tritonsmith.targets.config import config_for_target, with_plans
-from tritonsmith.targets.order import PlanCandidate, PlanOrder
+from tritonsmith.targets.order import FLOATING, PlanCandidate, PlanOrder
 from tritonsmith.targets.order_file import json_from_facts, order_name, signed, text_from_order
 from tritonsmith.targets.request import TargetRequest
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-FLOATING = ("fp16", "bf16", "fp32")
 UNJUDGED = "not judged: there is no evaluation data"
 
 
@@ -49,7 +48,7 @@ class TargetSource:
     goal: Goal  # the default's
     chosen: Candidate  # what the default serves
     store: Path  # of compression steps
-    plans: Path  # cache of plans
+    plan_cache: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ def build_targets(
     requests: Sequence[TargetRequest],
     source: TargetSource,
     default: model_config_pb2.ModelConfig,
-    plans: Mapping[str, PlanOptions],
+    options: Mapping[str, PlanOptions],
     compiled: frozenset[str],
     folder: Path,
     *,
@@ -73,8 +72,8 @@ def build_targets(
 ) -> tuple[BuiltTarget, ...]:
     """Build every target, each in a folder of its own below `folder`.
 
-    `default` is the default's configuration, `plans` are the plan options by target, complete
-    (check.plans_of), and `compiled` names the targets whose plans are built here and now.
+    `default` is the default's configuration, `options` are the plan options by target, complete
+    (check.plan_options_of), and `compiled` names the targets whose plans are built here and now.
 
     Raises: as `build_target`.
     """
@@ -82,10 +81,8 @@ def build_targets(
     for request in requests:
         own = folder / f"target-{request.name}"
         own.mkdir()
-        options, here = plans[request.name], request.name in compiled
-        built.append(
-            build_target(request, source, own, default=default, plan=options, compiled=here, say=say)
-        )
+        plan, here = options[request.name], request.name in compiled
+        built.append(build_target(request, source, own, default=default, plan=plan, compiled=here, say=say))
     return tuple(built)
 
 
@@ -136,7 +133,7 @@ def build_target(
         candidates=tuple(_json(candidate, names.get(candidate.name)) for candidate in candidates),
     )
     built = BuiltTarget(record=record, config=config, files=files)
-    return _with_plan(built, order, folder, source.plans, say) if compiled else built
+    return _with_plan(built, order, folder, source.plan_cache, say) if compiled else built
 
 
 def _plan_candidates(
@@ -158,7 +155,7 @@ def _plan_candidates(
         except (CompressionError, EngineError) as error:
             if precision == request.precision:
                 raise
-            made.append(Candidate(name=precision, precision=precision, refusal=reason_of(error)))
+            made.append(Candidate(name=precision, precision=precision, refusal=error.reason))
     # A candidate that ONNX Runtime cannot run is out, and says so, under every wish.
     judged = judge_candidates(made, replace(goal, precision="auto"), timed=False, say=say)
     return judged[first:] if "fp32" in _wanted(request, goal) else judged[1:]
@@ -271,8 +268,7 @@ def _with_plan(built: BuiltTarget, order: PlanOrder, folder: Path, cache: Path, 
         files=(*built.record.files, name),
         plans=(json_from_facts(facts),),
     )
-    config = with_plans(built.config, {device.compute_capability: name})
-    config.default_model_filename = name  # as `plans` leaves it: a hardware-compatible plan may run elsewhere
+    config = with_plans(built.config, {device.compute_capability: name}, newest=name)
     return BuiltTarget(record=record, config=config, files={**built.files, name: found.path})
 
 

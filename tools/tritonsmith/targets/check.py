@@ -101,7 +101,7 @@ def compiled_here(request: BuildRequest) -> frozenset[str]:
     return frozenset()
 
 
-def plans_of(
+def plan_options_of(
     targets: Sequence[TargetRequest], default: model_config_pb2.ModelConfig, artifact: Artifact
 ) -> dict[str, PlanOptions]:
     """Each target's plan options with every profile complete, once its configuration is known to be sound.
@@ -110,13 +110,13 @@ def plans_of(
         RecipeError: a configuration that Triton would refuse or that is another model than the default's, a
             free axis without a range, or a range that does not fit.
     """
-    plans = {target.name: _plan_of(target, default, artifact) for target in targets}
+    options = {target.name: _options_of(target, default, artifact) for target in targets}
     for target in targets:
-        config_for_target(default, target, inputs=artifact.inputs, plan=plans[target.name])
-    return plans
+        config_for_target(default, target, inputs=artifact.inputs, plan=options[target.name])
+    return options
 
 
-def _plan_of(
+def _options_of(
     request: TargetRequest, default: model_config_pb2.ModelConfig, artifact: Artifact
 ) -> PlanOptions:
     if request.backend != "tensorrt":
@@ -134,12 +134,8 @@ def _plan_of(
             f"target.{request.name}: {error.what}",
             found=error.found,
             expected=error.expected,
-            fix=error.fix if "range" not in error.what else _profile_advice(request.name),
+            fix=error.fix,
         ) from error
-
-
-def _profile_advice(target: str) -> str:
-    return f"write [[target.{target}.profile]] into a recipe, with [smallest, usual, largest] for each axis"
 
 
 def _statistics_from(path: Path) -> Json:

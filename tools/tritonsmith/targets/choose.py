@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Json, TensorSpec, sha256_of
-from tritonsmith.candidates import reason_of
 from tritonsmith.engines import Session, open_session
 from tritonsmith.engines.tensorrt.facts import Device, PlanFacts
 from tritonsmith.engines.tensorrt.options import PlanOptions
@@ -156,8 +155,8 @@ def _compiled(candidate: PlanCandidate, work: _Work, timing_cache: Path | None) 
             say=work.say,
         )
     except EngineError as error:
-        work.say(f"{candidate.file} cannot be compiled: {reason_of(error)}")
-        return Trial(candidate=candidate, refusal=reason_of(error))
+        work.say(f"{candidate.file} cannot be compiled: {error.reason}")
+        return Trial(candidate=candidate, refusal=error.reason)
     work.say(f"compiled {candidate.file} in {time.monotonic() - began_s:.1f} s")
     return Trial(candidate=candidate, plan=plan, facts=facts)
 
@@ -178,7 +177,7 @@ def _compared(trial: Trial, work: _Work) -> Trial:
             batched = order.max_batch_size > 0
             differences += compare(case, order.outputs, found, answer, batched=batched, tolerance=tolerance)
     except EngineError as error:
-        return replace(trial, refusal=reason_of(error))
+        return replace(trial, refusal=error.reason)
     agreement = Agreement(differences=tuple(differences), reference=reference)
     if agreement.refusal is not None:
         work.say(f"{trial.candidate.precision} is refused: {agreement.refusal}")
@@ -197,7 +196,7 @@ def _expected(
         if candidate.precision not in SPARSELY_RUN or first.file == candidate.file:
             raise
         session = open_session(work.folder / first.file)
-        note = f"compared with {first.file}: {reason_of(error)}"
+        note = f"compared with {first.file}: {error.reason}"
         return [session.run(arrays) for _, arrays in work.inputs], first.file, (note,)
 
 

@@ -26,7 +26,6 @@ NOT_INHERITED = (
 )
 # TensorRT's own types; a plan has no strings and no other widths.
 PLAN_TYPES = ("BOOL", "UINT8", "INT8", "INT32", "INT64", "FP16", "BF16", "FP32")
-ENGINE_CACHE = "/var/cache/tritonsmith/engines"
 PRECISION_MODES = {"fp16": "FP16", "bf16": "BF16", "int8": "INT8"}
 
 Config: TypeAlias = model_config_pb2.ModelConfig
@@ -105,16 +104,22 @@ def check_same_model(default: Config, target: Config, *, place: str = "the targe
         raise RecipeError(f"{place} names another model", found=target.name, expected=default.name)
 
 
-def with_plans(config: Config, plans: Mapping[str, str]) -> Config:
-    """The configuration with a plan's file name for each compute capability ("9.0": "gpu.sm90.plan")."""
+def with_plans(config: Config, plans: Mapping[str, str], *, newest: str) -> Config:
+    """The configuration with a plan's file name for each compute capability ("9.0": "gpu.sm90.plan").
+
+    On a GPU that they do not name Triton opens the default file, where a hardware-compatible plan may run:
+    that stays what it is where it is one of the plans, and is `newest` else.
+    """
     complete = Config()
     complete.CopyFrom(config)
     complete.ClearField("cc_model_filenames")
     complete.cc_model_filenames.update(plans)
+    if complete.default_model_filename not in plans.values():
+        complete.default_model_filename = newest
     return complete
 
 
-def config_for_fallback(config: Config, order: PlanOrder, *, engine_cache: str = ENGINE_CACHE) -> Config:
+def config_for_fallback(config: Config, order: PlanOrder, *, engine_cache: str) -> Config:
     """The configuration that serves `order.fallback` where there is no plan: by ONNX Runtime.
 
     On a GPU it runs in TensorRT's execution provider, which keeps the engines that it builds in

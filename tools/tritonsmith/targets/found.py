@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from tritonclient.grpc import model_config_pb2
 
 from tritonsmith import onnx_model
 from tritonsmith.artifact import Target
 from tritonsmith.errors import RepositoryError, SourceError
-from tritonsmith.repository.entry import CONFIG_NAME, config_name, read_config, read_entry
-from tritonsmith.repository.names import versions_of
+from tritonsmith.files import path_inside
+from tritonsmith.repository.entry import config_name, read_config, read_entry
+from tritonsmith.repository.names import is_model, served_versions, versions_of
 from tritonsmith.targets.order import PlanOrder
 from tritonsmith.targets.order_file import SUFFIX, read_order, signed
 
@@ -42,7 +41,7 @@ def find_orders(repository: Path, target: str | None = None) -> tuple[FoundOrder
     """
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is no folder", expected="a Triton model repository")
-    models = [entry for entry in sorted(repository.iterdir()) if (entry / CONFIG_NAME).is_file()]
+    models = [entry for entry in sorted(repository.iterdir()) if is_model(entry)]
     if not models:
         raise RepositoryError(
             f"{repository} holds no model",
@@ -68,8 +67,8 @@ def check_order(found: FoundOrder) -> None:
     if not names or (order.fallback is not None and order.fallback not in names):
         raise RepositoryError(f"the plan order of {found} names no such candidate", found=order.fallback)
     for candidate in order.candidates:
-        path = found.folder / candidate.file
-        if Path(candidate.file).name != candidate.file:
+        path = path_inside(found.folder, candidate.file)
+        if path is None:
             raise RepositoryError(f"the plan order of {found} names a file elsewhere", found=candidate.file)
         try:
             sha256 = onnx_model.model_sha256(path)
@@ -77,7 +76,7 @@ def check_order(found: FoundOrder) -> None:
             raise RepositoryError(f"{found}: {error.what}", found=error.found, fix=again) from error
         if sha256 != candidate.sha256:
             raise RepositoryError(
-                f"{path} is not the file that passed the accuracy gate",
+                f"{path} is not the file that was ordered",
                 found=f"SHA-256 {sha256}",
                 expected=candidate.sha256,
                 fix=again,
@@ -93,18 +92,6 @@ def _orders_of(model: Path, target: str | None) -> Iterator[FoundOrder]:
             config = read_config(model.parent, model.name, order.target)
             if version in served_versions(config, versions_of(model)):
                 yield FoundOrder(model=model.name, version=version, folder=path.parent, order=order)
-
-
-def served_versions(config: model_config_pb2.ModelConfig, versions: Sequence[int]) -> tuple[int, ...]:
-    """The versions that Triton loads: the newest alone where the configuration says nothing."""
-    policy = config.version_policy
-    choice = policy.WhichOneof("policy_choice")
-    if choice == "all":
-        return tuple(versions)
-    if choice == "specific":
-        return tuple(version for version in versions if version in policy.specific.versions)
-    count = policy.latest.num_versions if choice == "latest" else 1
-    return tuple(sorted(versions)[-count:])
 
 
 def target_of(found: FoundOrder, repository: Path) -> Target | None:

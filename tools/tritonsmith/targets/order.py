@@ -14,11 +14,12 @@ from tritonsmith.artifact import TensorSpec
 from tritonsmith.engines.tensorrt.options import PlanOptions
 
 ORDER_SCHEMA = 1
+FLOATING = ("fp16", "bf16", "fp32")  # the first that there is is the yardstick of speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCandidate:
-    """An ONNX file that passed the accuracy gate, to be compiled and timed."""
+    """An ONNX file to be compiled and timed; the accuracy gate passed it where there was data to judge by."""
 
     file: str
     sha256: str
@@ -30,7 +31,7 @@ class PlanOrder:
     """What to compile, how, and how to choose; `fingerprint` covers all but the machine."""
 
     target: str
-    candidates: tuple[PlanCandidate, ...]  # the first is the yardstick of speed
+    candidates: tuple[PlanCandidate, ...]  # floating point before INT8
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int  # 0: no batch axis

@@ -78,10 +78,8 @@ def _amended(found: FoundOrder, facts: PlanFacts, plan: Path, repository: Path, 
     config = with_plans(
         read_config(repository, found.model, found.target),
         {item.device.compute_capability: item.file for item in plans},
+        newest=facts.file,
     )
-    if config.default_model_filename not in [item.file for item in plans]:
-        # For a GPU that the map does not name: a hardware-compatible plan may run there.
-        config.default_model_filename = facts.file
     amended = replace(
         target,
         precision=facts.precision,
@@ -137,9 +135,7 @@ def _view_config(
     facts = reports[0].facts
     assert facts is not None  # noqa: S101 - asked for plans alone
     file = plan_name(reports[0].found.target, facts.device)
-    config = with_plans(config, {facts.device.compute_capability: file})
-    config.default_model_filename = file
-    return config
+    return with_plans(config, {facts.device.compute_capability: file}, newest=file)
 
 
 def _fallback_config(

@@ -10,20 +10,17 @@ The driver is recorded and no part of the key: a plan holds kernels for its GPU,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritonsmith.artifact import Json, sha256_of
 from tritonsmith.engines.tensorrt.facts import Device, PlanFacts
 from tritonsmith.errors import PlanError, RepositoryError
-from tritonsmith.files import existing_parent, staging_folder, write_text_atomically
+from tritonsmith.files import clear_staging, existing_parent, locked, staging_folder, write_text_atomically
+from tritonsmith.repository.entry import flush_file
 from tritonsmith.repository.staging import replace_folder, sync_folder
 from tritonsmith.targets.choose import ChosenPlan
 from tritonsmith.targets.order import PlanOrder
@@ -74,8 +71,8 @@ def plan_from_cache(
             found=error.found,
             fix="name another with --cache",
         ) from error
-    with _locked(folder, say):
-        _clear_interrupted(folder)
+    with locked(folder.with_name(f"{folder.name}.lock"), what="this plan", say=say):
+        clear_staging(folder)
         if not force and (found := find_plan(folder, say=say)) is not None:
             return found
         with staging_folder(folder) as stage:
@@ -84,7 +81,8 @@ def plan_from_cache(
             chosen = build(new / PLAN_NAME, timing)
             (new / PLAN_NAME).chmod(0o644)  # a server may run as another user
             _write_facts(new, chosen)
-            _sync(new)
+            flush_file(new / PLAN_NAME)
+            sync_folder(new)
             replace_folder(stage, folder)
         stored = find_plan(folder, say=say)
     if stored is None:
@@ -127,27 +125,6 @@ def find_plan(folder: Path, *, say: Say = lambda _: None) -> CachedPlan | None:
     return CachedPlan(path=folder / PLAN_NAME, facts=facts, candidates=candidates, built=False)
 
 
-@contextmanager
-def _locked(folder: Path, say: Say) -> Iterator[None]:
-    """Hold an entry's lock; it falls with the process that holds it."""
-    descriptor = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process builds this plan: waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _clear_interrupted(folder: Path) -> None:
-    """What lies here while the lock is held was left by a build that was killed."""
-    for stage in folder.parent.glob(f".{folder.name}.*.staging"):
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def _write_facts(folder: Path, chosen: ChosenPlan) -> None:
     record = {
         "schema": CACHE_SCHEMA,
@@ -155,9 +132,3 @@ def _write_facts(folder: Path, chosen: ChosenPlan) -> None:
         "candidates": list(chosen.candidates),
     }
     write_text_atomically(folder / FACTS_NAME, json.dumps(record, indent=1) + "\n")
-
-
-def _sync(folder: Path) -> None:
-    with (folder / PLAN_NAME).open("rb+") as stream:
-        os.fsync(stream.fileno())
-    sync_folder(folder)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritonsmith.artifact import sha256_of
-from tritonsmith.candidates import reason_of
 from tritonsmith.engines.tensorrt.facts import Device, PlanFacts
 from tritonsmith.errors import NotCompiledError, PlanError
 from tritonsmith.targets.choose import ChosenPlan, PlanTools, choose_plan, tensorrt_tools
@@ -77,7 +76,7 @@ def build_plans(
                 raise NotCompiledError("no plan can be built on this machine", found=unavailable)
             reports.append(_fill(found, machine, request, tools, say))
         except PlanError as error:
-            reason = reason_of(error)
+            reason = error.reason
             if request.view is None or not isinstance(error, NotCompiledError) or not found.order.fallback:
                 failures.append((found, f"{reason}. {error.fix}" if error.fix else reason))
                 continue

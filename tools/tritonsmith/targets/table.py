@@ -55,6 +55,7 @@ from typing import Any
 
 from tritonsmith.artifact import BATCH_AXIS
 from tritonsmith.compress.step_text import bytes_from
+from tritonsmith.engines.tensorrt.flags import HARDWARE_MEMBERS, LEVELS
 from tritonsmith.engines.tensorrt.options import AxisRange, PlanOptions, Profile
 from tritonsmith.errors import RecipeError, RepositoryError, UsageError
 from tritonsmith.recipe_table import Keys, check_keys
@@ -85,8 +86,6 @@ PLAN_KEYS: Keys = {
 }
 PLAN_ONLY = ("precision", "without_plan", "allow_slow_int8", "traffic", "plan", "profile")
 WITHOUT_PLAN = ("fail", "defer", "fallback")
-HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
-OPTIMIZATION_LEVELS = range(6)
 TARGET_DERIVED: Mapping[str, str] = {
     **DERIVED_FIELDS,
     "platform": "it follows from the target's backend",
@@ -186,10 +185,12 @@ def _target_from(name: str, table: Any, base: Path, known: Mapping[str, Keys]) -
 def _plan_from(table: Mapping[str, Any], profiles: Any, place: str) -> PlanOptions:
     at = f"{place}.plan"
     check_keys(table, PLAN_KEYS, place=at, known={place: TARGET_KEYS})
-    _check_choice(table, at, "hardware_compatibility", HARDWARE_LEVELS)
+    _check_choice(table, at, "hardware_compatibility", ("none", *HARDWARE_MEMBERS))
     level = table.get("optimization_level", PlanOptions().optimization_level)
-    if level not in OPTIMIZATION_LEVELS:
-        raise RecipeError(f"{at}.optimization_level is out of range", found=level, expected="0 to 5")
+    if level not in LEVELS:
+        raise RecipeError(
+            f"{at}.optimization_level is out of range", found=level, expected=f"{LEVELS[0]} to {LEVELS[-1]}"
+        )
     workspace = table.get("workspace")
     workspace_bytes = None if workspace is None else bytes_from(workspace, f"{at}.workspace")
     if workspace_bytes is not None and workspace_bytes < 1:

@@ -17,9 +17,8 @@ from tritonsmith.engines.tensorrt.facts import PlanFacts
 from tritonsmith.errors import NotCompiledError, PlanError
 from tritonsmith.measure import SpeedRatio
 from tritonsmith.targets.agreement import Agreement, Case
-from tritonsmith.targets.order import PlanCandidate, PlanOrder
+from tritonsmith.targets.order import FLOATING, PlanCandidate, PlanOrder
 
-YARDSTICKS = ("fp16", "bf16", "fp32")
 QUANTIZED = ("int8", "fp8", "int4")
 
 
@@ -108,7 +107,7 @@ def decide(trials: Sequence[Trial], order: PlanOrder) -> list[Trial]:
 def yardstick_of(trials: Sequence[Trial]) -> Trial | None:
     """The plan that others are timed beside; one that is wrong still shows what FP16 costs."""
     ran = {trial.candidate.precision: trial for trial in reversed(trials) if trial.agreement is not None}
-    return next((ran[precision] for precision in YARDSTICKS if precision in ran), None)
+    return next((ran[precision] for precision in FLOATING if precision in ran), None)
 
 
 def speed_text(speed: SpeedRatio) -> str:

@@ -3,19 +3,22 @@
 <view>/.tritonsmith-view.json     what it is a view of; without this file a folder is never replaced
 <view>/<model>                    a link to the real model's folder, or, where something differs,
 <view>/<model>/...                a folder of links, with what differs in place
+
+A model is a folder with a config.pbtxt: hidden folders and a volume's lost+found are left out.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonsmith.errors import RepositoryError, UsageError
-from tritonsmith.files import existing_parent, staging_folder
+from tritonsmith.files import clear_staging, existing_parent, staging_folder
+from tritonsmith.repository.entry import CONFIG_NAME
+from tritonsmith.repository.names import is_model
 from tritonsmith.repository.staging import locked, replace_folder
 
 Say = Callable[[str], None]
@@ -65,9 +68,11 @@ def lay_view(
     real, place = repository.resolve(), view.absolute()
     try:
         with locked(place.parent):
-            _clear_interrupted(place)
+            clear_staging(place)
             with staging_folder(place) as stage:
-                _lay(stage / "new", real, {model.name: model for model in models})
+                left_out = _lay(stage / "new", real, {model.name: model for model in models})
+                for name in left_out:
+                    say(f"{name} holds no {CONFIG_NAME}, is no model, and is left out of the view")
                 if place.is_dir() and _contents(place) == _contents(stage / "new"):
                     say(f"the view {view} is as it should be")
                     return place
@@ -82,19 +87,25 @@ def lay_view(
     return place
 
 
-def _lay(new: Path, real: Path, models: Mapping[str, ViewedModel]) -> None:
+def _lay(new: Path, real: Path, models: Mapping[str, ViewedModel]) -> list[str]:
+    """Lay the links; the names of the folders that are no models come back."""
     new.mkdir(mode=0o755)
     told = {name: sorted((*model.texts, *model.links)) for name, model in sorted(models.items())}
     text = json.dumps({"repository": str(real), "models": told}, indent=2, ensure_ascii=False)
     (new / MARKER).write_text(text + "\n", encoding="utf-8")
+    left_out = []
     for entry in sorted(real.iterdir()):
         if entry.name.startswith("."):
             continue  # Triton would read a hidden folder as a model: a .git, a publish on its way
+        if entry.is_dir() and not is_model(entry):
+            left_out.append(entry.name)
+            continue
         model = models.get(entry.name)
         if model is None:
             (new / entry.name).symlink_to(entry)
         else:
             _lay_model(new / entry.name, entry, model)
+    return left_out
 
 
 def _lay_model(new: Path, real: Path, model: ViewedModel) -> None:
@@ -132,9 +143,3 @@ def _contents(folder: Path) -> dict[str, str]:
 
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
-
-
-def _clear_interrupted(place: Path) -> None:
-    """What lies here while the lock is held was left by a start that was killed."""
-    for stage in place.parent.glob(f".{place.name}.*.staging"):
-        shutil.rmtree(stage, ignore_errors=True)

@@ -99,8 +99,9 @@ def open_references(
         if against is not None:
             say(f"reading {against}")
             references.append(_source_reference(signature, manifest, against, Path(folder), options))
-        if signature.config.get("backend") in (*ENGINES, "tensorrt") and _file_of(signature, manifest):
-            references.append(_file_reference(repository, signature, manifest))
+        known = signature.config.get("backend") in (*ENGINES, "tensorrt")
+        if known and (file := _file_of(signature, manifest)) is not None:
+            references.append(_file_reference(repository, signature, manifest, *file))
         if not references:
             raise ValidationError(
                 f"there is nothing to compare {signature.model!r} with",
@@ -138,9 +139,10 @@ def _source_reference(
     return Reference(name="source", run=run, tolerances=tolerances)
 
 
-def _file_reference(repository: Path, signature: Signature, manifest: Manifest | None) -> Reference:
+def _file_reference(
+    repository: Path, signature: Signature, manifest: Manifest | None, file: str, precision: str
+) -> Reference:
     backend = str(signature.config["backend"])
-    file, precision = _file_of(signature, manifest) or ("", "fp32")
     parameters = {key: entry["string_value"] for key, entry in signature.config.get("parameters", {}).items()}
     session = open_session(
         repository / signature.model / signature.version / file,

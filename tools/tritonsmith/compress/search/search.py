@@ -124,8 +124,7 @@ class Run:
             artifact = run_chain(specs, self.material, store=self.store, say=self.say)[-1]
             trial = self.yardstick.measure(specs, artifact)
         except REFUSALS as error:
-            reason = error.what if error.found is None else f"{error.what}: {error.found}"
-            self._refuse(name, reason)
+            self._refuse(name, error.reason)
             return None
         if trial.drop != trial.drop:  # NaN
             self._refuse(name, trial.tuning.reason)

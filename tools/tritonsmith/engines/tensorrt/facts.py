@@ -26,7 +26,7 @@ class PlanFacts:
     sha256: str
     size_bytes: int
     source: str  # file name of the ONNX model that it was built from
-    source_sha256: str
+    source_sha256: str  # of that file alone, not of weights that it keeps in another one
     precision: str  # "fp32", "fp16", "bf16", "int8", "fp8", "int4"
     tensorrt: str  # "10.16.1.11"
     device: Device

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from numpy.typing import NDArray
 
 from tritonsmith.artifact import BATCH_AXIS, Json, TensorSpec
 from tritonsmith.engines.tensorrt.options import AxisRange, PlanOptions, Profile
@@ -80,8 +77,8 @@ def check_profiles(profiles: Sequence[Profile], inputs: Sequence[TensorSpec], ma
             if axis not in profile.axes:
                 raise PlanError(
                     f"profile {number} has no range for the free axis {axis!r}",
-                    fix=f"give its smallest, usual and largest length in the recipe's target, "
-                    f"or samples or traffic to take them from (axis {axis!r} is in {_users(axis, inputs)})",
+                    fix=f"write [[target.<name>.profile]] into the recipe, with {axis} = [smallest, usual, "
+                    f"largest] (the axis is one of {_users(axis, inputs)})",
                 )
         for axis, lengths in profile.axes.items():
             if axis not in axes:
@@ -139,7 +136,7 @@ def profiles_from_traffic(
     `statistics` is Triton's answer to `GET /v2/models/<model>/stats`. A profile takes every batch from 1 to
     the largest and is tuned for the size that carries the most samples; there are several where traffic
     has several modes (`batch_modes`), the busiest first, which is the one that Triton takes by default.
-    `ranges` are those of the other free axes, from the recipe or from `ranges_from_samples`.
+    `ranges` are those of the other free axes, from the recipe.
 
     Raises:
         PlanError: no statistics of this model, no execution in them, or an axis without a range.
@@ -219,22 +216,3 @@ def batch_modes(samples: Mapping[int, int]) -> tuple[int, ...]:
         )
         for place in kept
     )
-
-
-def ranges_from_samples(
-    inputs: Sequence[TensorSpec], samples: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, AxisRange]:
-    """The range of every free axis but the batch's, as observed: shortest, median and longest.
-
-    `samples` are requests: arrays by input name, batch axis included.
-    """
-    lengths: dict[str, list[int]] = {}
-    for request in samples:
-        for spec in inputs:
-            for axis, length in zip(spec.shape, request[spec.name].shape, strict=True):
-                if isinstance(axis, str) and axis != BATCH_AXIS:
-                    lengths.setdefault(axis, []).append(length)
-    return {
-        axis: AxisRange(minimum=min(seen), best=sorted(seen)[len(seen) // 2], maximum=max(seen))
-        for axis, seen in lengths.items()
-    }

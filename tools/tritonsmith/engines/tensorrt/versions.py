@@ -134,7 +134,7 @@ def why_unavailable(device: int = 0) -> str | None:
         try:
             look()
         except PlanError as error:
-            reasons.append(error.what if error.found is None else f"{error.what}: {error.found}")
+            reasons.append(error.reason)
     return "; ".join(reasons) or None
 
 
