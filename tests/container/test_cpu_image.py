@@ -7,7 +7,6 @@ import http.client
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -209,6 +208,24 @@ def test_a_key_opens_no_other_door(served: Container) -> None:
     assert KEY not in served.log()
 
 
+def rate_limit_of(log: str) -> str:
+    """As tritonserver prints it among its options."""
+    (mode,) = re.findall(r"^\| rate_limit +\| (\w+) ", log, flags=re.MULTILINE)
+    return str(mode)
+
+
+def test_rate_limiter_of_a_configuration_is_switched_on(
+    engine: Engine, cpu_image: str, served: Container, digits_alone: Path
+) -> None:
+    assert rate_limit_of(served.log()) == "OFF"
+    with (digits_alone / "digits" / "config.pbtxt").open("a") as config:
+        config.write('instance_group { kind: KIND_CPU rate_limiter { resources { name: "R" count: 1 } } }\n')
+    arguments = (*HARDENED, SOON, f"--volume={digits_alone}:/models:ro", cpu_image)
+    with started(engine, "tritonsmith-cpu-limited", *arguments) as container:
+        container.wait_until_healthy()
+        assert rate_limit_of(container.log()) == "EXEC_COUNT"
+
+
 # --- the end ------------------------------------------------------------------------------------------
 
 
@@ -239,27 +256,43 @@ def test_another_user_serves_and_idle_connections_do_not_delay_the_end(
         assert container.state("ExitCode") == "0", container.log()
 
 
-def test_request_in_flight_is_answered_before_the_end(
-    engine: Engine, cpu_image: str, model_repository: Path
+def pending_count(container: Container) -> int:
+    """Requests that wait while another is executed."""
+    connection = http.client.HTTPConnection("127.0.0.1", container.port(8002), timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Connection": "close"})
+        metrics = connection.getresponse().read().decode()
+    (value,) = re.findall(r"^nv_inference_pending_request_count\{.*\} (\d+)", metrics, flags=re.MULTILINE)
+    return int(value)
+
+
+def test_requests_in_flight_are_answered_before_the_end(
+    engine: Engine, cpu_image: str, model_repository: Path, tmp_path: Path
 ) -> None:
-    mount = f"--volume={model_repository / 'minilm'}:/models/minilm:ro"
+    """The signal comes while one is executed, and the others, each a batch of its own, wait for it."""
+    minilm = model_repository / "minilm"
+    config = tmp_path / "config.pbtxt"
+    one_instance = "instance_group { count: 1 kind: KIND_CPU }\n"
+    config.write_text((minilm / config.name).read_text() + one_instance)
+    mounts = (f"--volume={minilm}:/models/minilm:ro", f"--volume={config}:/models/minilm/{config.name}:ro")
     tokens = {
-        name: np.ones((16, 256), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
+        name: np.ones((32, 128), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")
     }
+    count = 3
+    arguments = (*HARDENED, SOON, *mounts, cpu_image, "--exit-timeout-secs=300")
     with (
-        started(engine, "tritonsmith-cpu-busy", *HARDENED, SOON, mount, cpu_image) as container,
-        ThreadPoolExecutor(1) as threads,
+        started(engine, "tritonsmith-cpu-busy", *arguments) as container,
+        ThreadPoolExecutor(count) as threads,
     ):
         container.wait_until_healthy()
-        with Client(container.http_url) as client:
+        with Client(container.grpc_url) as client:
             model = client.model("minilm")
-            began_s = time.monotonic()
-            model(**tokens)
-            assert time.monotonic() - began_s > 1  # else it is over before the signal comes
-            answer = threads.submit(model, **tokens)
-            time.sleep(0.5)
+            answers = [threads.submit(model, **tokens) for _ in range(count)]
+            while pending_count(container) < count - 1:
+                assert not any(answer.done() for answer in answers), "too quick to be seen executing"
             container.stop()
-            assert next(iter(answer.result().values())).shape[0] == 16
+            for answer in answers:
+                assert next(iter(answer.result().values())).shape[0] == 32
         assert container.state("ExitCode") == "0", container.log()
 
 
@@ -299,3 +332,13 @@ def test_what_a_container_lacks_is_said(engine: Engine, cpu_image: str, digits_a
     (digits_alone / "digits" / "1" / "model.onnx").chmod(0o600)
     code, log = ended(engine, cpu_image, *HARDENED, mount)
     assert (code, "/models/digits/1/model.onnx cannot be read by user 10001" in log) == (1, True), log
+
+
+def test_the_root_of_a_block_volume_is_refused(engine: Engine, cpu_image: str, digits_alone: Path) -> None:
+    """mkfs leaves lost+found there, which only root can read."""
+    (digits_alone / "lost+found").mkdir(mode=0o700)
+    code, log = ended(engine, cpu_image, *HARDENED, f"--volume={digits_alone}:/models:ro")
+    assert code == 1
+    assert "/models holds lost+found, as the root of a block volume does" in log
+    assert "mount a folder below that root" in log
+    assert "chmod" not in log
