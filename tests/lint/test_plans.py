@@ -221,7 +221,7 @@ def test_an_order_whose_onnx_was_changed_is_broken_or_of_another_dialect(tmp_pat
     version = add_plans(tmp_path, target_config())
     add_order(version, content=linear_model(opset=17).SerializeToString())
     errors = [finding for finding in gpu_findings(tmp_path) if finding.severity == "error"]
-    assert "judged and ordered" in only(errors).what
+    assert "another one than was ordered" in only(errors).what
     (version / "gpu.fp16.onnx").unlink()
     errors = [finding for finding in gpu_findings(tmp_path) if finding.severity == "error"]
     assert (only(errors).place, "missing" in only(errors).what) == ("1/gpu.fp16.onnx", True)

@@ -54,7 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
-    monkeypatch.setattr("tritonsmith.build.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tritonsmith.build.step_store", lambda: tmp_path / "cache" / "steps")
+    monkeypatch.setattr("tritonsmith.build.plan_cache", lambda: tmp_path / "cache" / "plans")
     return BuildRequest(name="digits", source=str(data / "mlp.onnx"), repository=tmp_path / "repository")
 
 

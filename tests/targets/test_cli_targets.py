@@ -13,7 +13,8 @@ from tritonsmith.cli import main
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("tritonsmith.build.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("tritonsmith.build.step_store", lambda: tmp_path / "cache" / "steps")
+    monkeypatch.setattr("tritonsmith.build.plan_cache", lambda: tmp_path / "cache" / "plans")
     source = write_model(tmp_path / "m.onnx", linear_model())
     return ["build", str(source), "--name", "m", "--repository", str(tmp_path / "repository")]
 
