@@ -55,10 +55,11 @@ MEASURED = Measurements(
 
 
 def write_measured_repository(folder: Path) -> tuple[Path, Measurements]:
-    """A repository with those models' names, of configurations alone, and the measurements that fit it."""
+    """A repository with those models' names, of configurations and a MiB each, and fitting measurements."""
     for model in MEASURED.models:
         (folder / model.name / "1").mkdir(parents=True)
         (folder / model.name / "config.pbtxt").write_text(
             f'name: "{model.name}"\nbackend: "{model.backend}"\n'
         )
+        (folder / model.name / "1" / "model").write_bytes(b"w" * MIB)
     return folder, replace(MEASURED, fingerprint=fingerprint_of_repository(folder, None))

@@ -17,11 +17,12 @@ import yaml
 
 from tritonsmith.deploy.balancer import buffer_bytes_for
 from tritonsmith.deploy.compose import ComposeOptions, render_compose, render_settings
-from tritonsmith.deploy.folder import write_folder
+from tritonsmith.deploy.context import context_files
+from tritonsmith.deploy.folder import MARK, write_folder
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.measurements_file import fingerprint_of_repository, read_measurements
 from tritonsmith.deploy.tensorrt_library import find_library, version_of_library
-from tritonsmith.errors import DeployError, PlanError
+from tritonsmith.errors import DeployError, PlanError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -53,6 +54,8 @@ def services(texts: dict[str, str], name: str) -> dict[str, Any]:
 def test_committed_files_are_what_is_rendered(rendered: dict[str, str]) -> None:
     for name, text in rendered.items():
         assert (DOCKER / name).read_text() == text, f"docker/{name}: render it again"
+    stages = context_files(REPOSITORY)["stages.txt"].decode()
+    assert (DOCKER / "stages.txt").read_text() == stages, "docker/stages.txt: make measure renders it"
 
 
 def test_folder_is_whole(measured: Measurements) -> None:
@@ -106,7 +109,8 @@ def test_settings_follow_the_measurements(measured: Measurements, name: str) -> 
     triton = services(render_settings(REPOSITORY, more, OPTIONS), name)["triton"]
     assert triton["shm_size"] == "512m"  # 400 MiB and a quarter, in steps of 16
     assert triton["environment"]["TRITONSMITH_SHM_MIB"] == "512"
-    assert triton["mem_limit"] == "5184m"  # 5000, 112 of /dev/shm not in use, 16 of /tmp; in steps of 64
+    # 5000, 112 of /dev/shm not in use, 16 of /tmp; in steps of 64. Beside a GPU 4096 more, as on Kubernetes.
+    assert triton["mem_limit"] == {"compose.yaml": "9280m", "compose.cpu.yaml": "5184m"}[name]
     assert triton["cpus"] == "${TRITON_CPUS:-12.0}"
     longest = max(model.compute_s or 0 for model in measured.models)
     patience_s = int(triton["command"][0].removeprefix("--exit-timeout-secs="))
@@ -122,6 +126,9 @@ def test_head_names_every_derived_setting(rendered: dict[str, str]) -> None:
         assert all(line.startswith("#") for line in head.splitlines())
         for setting in ("shm_size", "mem_limit", "cpus", "stop_grace_period", "start_period"):
             assert f"#   {setting}: " in head
+        assert ("4096MiB beside what CPUs need" in " ".join(head.replace("#", "").split())) == (
+            name == "compose.yaml"
+        )
 
 
 def test_balancers_buffer_holds_a_largest_request_up_to_a_bound(measured: Measurements) -> None:
@@ -174,15 +181,15 @@ def test_paths_that_compose_would_change_are_kept_or_refused(measured: Measureme
 
 def test_keys_survive_a_second_rendering(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_folder(out, {"measurements.json": "{}", "drain.sh": "#!/bin/sh\n", "old": ""}, force=False)
+    write_folder(out, {"drain.sh": "#!/bin/sh\n", "old": ""}, force=False)
     (out / "secrets").mkdir(mode=0o700)
     (out / "secrets" / "triton_admin_key").write_text("key")
     (out / ".env").write_text("TRITON_CPUS=3\n")
-    write_folder(out, {"measurements.json": "{}", "new": ""}, force=True)
+    write_folder(out, {"new": ""}, force=True)
     assert (out / "secrets" / "triton_admin_key").read_text() == "key"
     assert (out / "secrets").stat().st_mode & 0o777 == 0o700
     assert (out / ".env").read_text() == "TRITON_CPUS=3\n"
-    assert sorted(path.name for path in out.iterdir()) == [".env", "measurements.json", "new", "secrets"]
+    assert sorted(path.name for path in out.iterdir()) == [".env", MARK, "new", "secrets"]
 
 
 def test_measurements_of_another_repository_are_refused(measured: Measurements) -> None:
@@ -193,8 +200,29 @@ def test_measurements_of_another_repository_are_refused(measured: Measurements) 
 def test_unknown_target_and_one_replica_are_refused(measured: Measurements) -> None:
     with pytest.raises(DeployError, match="jetson"):
         render_settings(REPOSITORY, measured, replace(OPTIONS, gpu_target="jetson"))
-    with pytest.raises(DeployError, match="replicas"):
+    with pytest.raises(UsageError, match="replicas"):
         ComposeOptions(replicas=1)
+
+
+@pytest.mark.parametrize(("release", "said"), [("26.99", "no Triton container"), ("25.03", "security")])
+def test_releases_that_are_unknown_or_unsafe_are_refused(release: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        ComposeOptions(release=release)
+
+
+def test_requests_above_the_images_bound_raise_it_on_gpus(measured: Measurements) -> None:
+    large = tuple(replace(model, request_bytes=100 << 20) for model in measured.models)
+    texts = render_settings(REPOSITORY, replace(measured, models=large), OPTIONS)
+    flag = f"--http-max-input-size={125 << 20}"
+    assert flag in services(texts, "compose.yaml")["triton"]["command"]
+    assert "#   --http-max-input-size: " in texts["compose.yaml"]
+    assert "--http-max-input-size" not in texts["compose.cpu.yaml"]  # Triton 2.51 exits at it
+
+
+def test_example_of_settings_changes_no_target(rendered: dict[str, str]) -> None:
+    """The two files have different targets, so that no one line could be the default of both."""
+    assert "TRITONSMITH_TARGET=" not in rendered[".env.example"]
+    assert "compose.yaml serves the target gpu" in rendered[".env.example"]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import yaml
 
 from measured import MEASURED, write_measured_repository
 from rendered import DIGEST, IMAGES, Render, load, rendering
+from tritonsmith import __version__
 from tritonsmith.cli import main
+from tritonsmith.deploy.folder import MARK
 from tritonsmith.deploy.kubernetes import KubernetesOptions, render_kubernetes
 from tritonsmith.deploy.kubernetes.options import split_image
-from tritonsmith.deploy.measurements_file import write_measurements
+from tritonsmith.deploy.measurements_file import fingerprint_of_repository, write_measurements
 from tritonsmith.deploy.sizes import sizes_from_measurements
 from tritonsmith.errors import DeployError, UsageError
 
@@ -237,6 +240,41 @@ def test_repository_in_an_object_store(render: Render) -> None:
     assert not any(b"kind: Secret" in content for content in files.values())
 
 
+def test_disk_for_a_copy_is_asked_for(render: Render) -> None:
+    """Twice the three models of a MiB and their configurations."""
+    files = render(storage="s3://bucket/models")
+    (models,) = [one for one in pod_of(files)["spec"]["volumes"] if one["name"] == "models"]
+    assert models["emptyDir"]["sizeLimit"] == "7Mi"
+    assert container_of(files)["resources"]["requests"]["ephemeral-storage"] == "7Mi"
+    assert "ephemeral-storage" not in container_of(render())["resources"]["requests"]
+
+
+def test_an_object_store_of_a_repository_that_is_not_built_here_is_refused(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    (repository / "small" / "1" / "model").unlink()
+    render_kubernetes(repository, measurements, KubernetesOptions())
+    with pytest.raises(DeployError, match="not built here"):
+        render_kubernetes(repository, measurements, KubernetesOptions(storage="s3://bucket/models"))
+
+
+def test_object_store_that_knows_the_pods(render: Render) -> None:
+    files = render(storage="s3://bucket/models", object_store_secret="")
+    (fetch,) = pod_of(files)["spec"]["initContainers"]
+    assert "AWS_SHARED_CREDENTIALS_FILE" not in {one["name"] for one in fetch["env"]}
+    assert {one["name"] for one in fetch["volumeMounts"]} == {"models", "tmp"}
+    assert {one["name"] for one in pod_of(files)["spec"]["volumes"]} == {"models", "shm", "tmp"}
+    assert "secrets" not in load(files, "overlays/kserve/serviceaccount.yaml")
+    assert "create secret" not in files["README.md"].decode()
+
+
+def test_guide_says_what_kserve_reads_of_a_store(render: Render) -> None:
+    text = render(storage="s3://b/m", object_store_endpoint="http://minio.store:9000")["README.md"].decode()
+    for part in ("AWS_SECRET_ACCESS_KEY", "s3-endpoint=minio.store:9000", "s3-usehttps=0", "on CPUs only"):
+        assert part in text
+    assert "AWS_SECRET_ACCESS_KEY" not in render()["README.md"].decode()
+    assert "lost+found" in render()["README.md"].decode()
+
+
 # --- overlays -----------------------------------------------------------------------------------------
 
 
@@ -244,7 +282,7 @@ def test_gpu_overlay(render: Render, tmp_path: Path) -> None:
     repository, measurements = write_measured_repository(tmp_path / "with target")
     (repository / "big" / "configs").mkdir()
     (repository / "big" / "configs" / "trt.pbtxt").write_text('name: "big"\n')
-    options = KubernetesOptions(target="trt", gpu_product="NVIDIA-L4", storage_class="fast", **IMAGES)
+    options = KubernetesOptions(target="trt", gpu_product="NVIDIA-L4", **IMAGES)
     files = render_kubernetes(repository, measurements, options)
     patch = load(files, "overlays/gpu/gpu.yaml")
     spec = patch["spec"]["template"]["spec"]
@@ -259,11 +297,124 @@ def test_gpu_overlay(render: Render, tmp_path: Path) -> None:
         "nodeSelectorTerms"
     ]
     assert terms["matchExpressions"][0]["values"] == ["NVIDIA-L4"]
-    claim = load(files, "overlays/gpu/plan-cache.yaml")
-    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    assert claim["spec"]["storageClassName"] == "fast"
     with pytest.raises(DeployError, match="'trt'"):
         render(target="trt")
+
+
+def test_the_only_target_with_plans_is_served_on_gpus(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    for model, target, backend in (
+        ("big", "trt", "tensorrt"),
+        ("small", "trt", "tensorrt"),
+        ("big", "quick", "openvino"),
+    ):
+        (repository / model / "configs").mkdir(exist_ok=True)
+        (repository / model / "configs" / f"{target}.pbtxt").write_text(f'backend: "{backend}"')
+
+    def target_of(options: KubernetesOptions) -> list[str]:
+        patch = load(render_kubernetes(repository, measurements, options), "overlays/gpu/gpu.yaml")
+        (container,) = patch["spec"]["template"]["spec"]["containers"]
+        return [one["value"] for one in container["env"] if one["name"] == "TRITONSMITH_TARGET"]
+
+    assert target_of(KubernetesOptions()) == ["trt"]
+    assert target_of(KubernetesOptions(target="quick")) == ["quick"]
+    (repository / "big" / "configs" / "more.pbtxt").write_text('backend: "tensorrt"')
+    with pytest.raises(DeployError, match="plans for several targets"):
+        target_of(KubernetesOptions())
+    assert target_of(KubernetesOptions(target="more")) == ["more"]
+
+
+def test_cpu_pods_serve_the_target_that_was_measured(tmp_path: Path, render: Render) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "measured target")
+    (repository / "big" / "configs").mkdir()
+    (repository / "big" / "configs" / "quick.pbtxt").write_text('backend: "openvino"')
+    own = replace(measurements, target="quick", fingerprint=fingerprint_of_repository(repository, "quick"))
+    files = render_kubernetes(repository, own, KubernetesOptions())
+    (kserve,) = load(files, "overlays/kserve/runtime.yaml")["spec"]["containers"]
+    for container in (container_of(files), kserve):
+        assert {"name": "TRITONSMITH_TARGET", "value": "quick"} in container["env"]
+    assert "TRITONSMITH_TARGET" not in {one["name"] for one in container_of(render())["env"]}
+
+
+def test_plans_are_kept_by_each_pod_or_in_a_claim(render: Render) -> None:
+    def volume_of(files: Mapping[str, bytes]) -> Any:
+        return load(files, "overlays/gpu/gpu.yaml")["spec"]["template"]["spec"]["volumes"][0]
+
+    own = render(plan_cache_size="3Gi")
+    assert volume_of(own) == {"name": "cache", "emptyDir": {"sizeLimit": "3Gi"}}
+    assert not any(b"PersistentVolumeClaim" in own[path] for path in own if path != "README.md")
+    shared = render(plan_cache="claim", storage_class="fast")
+    claim = load(shared, "overlays/gpu/plan-cache.yaml")
+    assert volume_of(shared)["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert (claim["spec"]["storageClassName"], claim["spec"]["accessModes"]) == ("fast", ["ReadWriteMany"])
+    guide = " ".join(shared["README.md"].decode().split())
+    assert "`fast`, must give ReadWriteMany" in guide
+    assert "ignore fsGroup" in guide
+
+
+def test_gpus_scale_up_no_faster_than_plans_are_built(render: Render) -> None:
+    """At most half an hour: autoscaling/v2 takes no longer period."""
+    files = render()
+    (policy,) = load(files, "base/autoscaler.yaml")["spec"]["behavior"]["scaleUp"]["policies"]
+    assert policy["periodSeconds"] == 80
+    patches = load(files, "overlays/gpu/kustomization.yaml")["patches"]
+    assert {patch["target"]["kind"] for patch in patches if "target" in patch} == {
+        *("HorizontalPodAutoscaler", "ScaledObject")
+    }
+    hpa = load(files, "overlays/gpu/autoscaler.yaml")["spec"]["behavior"]
+    keda = load(files, "overlays/gpu/scaledobject.yaml")["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
+    for behavior in (hpa, keda["behavior"]):
+        assert [one["periodSeconds"] for one in behavior["scaleUp"]["policies"]] == [1800]
+
+
+def test_requests_above_the_images_bound_raise_it_on_gpus(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    big = replace(measurements.models[0], request_bytes=100 << 20)
+    files = render_kubernetes(repository, replace(measurements, models=(big,)), KubernetesOptions())
+    (container,) = load(files, "overlays/gpu/gpu.yaml")["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == [*container_of(files)["args"], f"--http-max-input-size={125 << 20}"]
+
+
+def test_waiting_for_batches_raises_the_threshold(tmp_path: Path) -> None:
+    """small waits 0.25 s for what takes 0.1 s, big 0.5 s for what takes 2.5 s."""
+    repository, _ = write_measured_repository(tmp_path / "two")
+    for model, delay_us in (("small", 250_000), ("big", 500_000)):
+        text = f'backend: "python" dynamic_batching {{ max_queue_delay_microseconds: {delay_us} }}'
+        (repository / model / "config.pbtxt").write_text(text)
+    own = replace(MEASURED, fingerprint=fingerprint_of_repository(repository, None))
+    files = render_kubernetes(repository, own, KubernetesOptions())
+    autoscaler = load(files, "base/autoscaler.yaml")
+    (metric,) = autoscaler["spec"]["metrics"]
+    assert metric["pods"]["target"]["averageValue"] == "3.5"  # 1 + 0.25 / 0.1
+    assert "small waits 0.25 s" in autoscaler["metadata"]["annotations"]["tritonsmith/queue-over-compute"]
+    (trigger,) = load(files, "components/keda/scaledobject.yaml")["spec"]["triggers"]
+    assert trigger["metadata"]["threshold"] == "3.5"
+
+
+def test_names_of_ensembles_survive_promql_and_its_regular_expressions(tmp_path: Path) -> None:
+    repository, measurements = write_measured_repository(tmp_path / "two")
+    both = replace(measurements.models[1], name='a-b.c"d')
+    files = render_kubernetes(repository, replace(measurements, models=(both,)), KubernetesOptions())
+    (rule,) = load(files, "prometheus-adapter.yaml")["rules"]["custom"]
+    assert r'''model!~"a\\-b\\.c\"d"''' in rule["metricsQuery"]
+    (text,) = set(re.findall(r'model!~("(?:[^"\\]|\\.)*")', rule["metricsQuery"]))
+    pattern = json.loads(text)  # Go and JSON escape quotes and backslashes alike
+    assert re.fullmatch(pattern, both.name)
+    assert not re.fullmatch(pattern, both.name.replace(".", "x"))
+
+
+def test_a_rate_needs_two_scrapes_of_the_default_interval(render: Render) -> None:
+    (rule,) = load(render(), "prometheus-adapter.yaml")["rules"]["custom"]
+    assert rule["metricsQuery"].count("[5m]") == 2  # a minute apart by default
+
+
+def test_prometheus_below_a_path(render: Render) -> None:
+    files = render(prometheus_url="https://prometheus.example/select/0/")
+    assert load(files, "prometheus-adapter.yaml")["prometheus"] == {
+        "url": "https://prometheus.example",
+        "port": 443,
+        "path": "/select/0",
+    }
 
 
 def test_images_of_overlays(render: Render) -> None:
@@ -275,7 +426,7 @@ def test_images_of_overlays(render: Render) -> None:
         "digest": DIGEST.removeprefix("@"),
     }
     (image,) = load(render(), "overlays/cpu/kustomization.yaml")["images"]
-    assert image == {"name": base, "newName": "tritonsmith-cpu", "newTag": "0.1.0"}
+    assert image == {"name": base, "newName": "tritonsmith-cpu", "newTag": __version__}
 
 
 def test_a_registry_port_is_no_tag() -> None:
@@ -327,12 +478,27 @@ def test_kserve_overlay(render: Render) -> None:
         ({"storage": "pvc:Claim"}, "--storage"),
         ({"plan_cache_size": "ten"}, "--plan-cache-size"),
         ({"prometheus_url": "prometheus:80"}, "--prometheus"),
+        ({"prometheus_url": "http://prometheus:80x"}, "--prometheus"),
+        ({"prometheus_url": "http://me:secret@prometheus:80"}, "--prometheus"),
+        ({"prometheus_url": "http://prometheus:99999"}, "--prometheus"),
+        ({"prometheus_url": "http://[::1"}, "--prometheus"),
+        ({"prometheus_url": "http://prometheus/?a=b"}, "--prometheus"),
         ({"object_store_endpoint": "minio"}, "--endpoint"),
+        ({"object_store_endpoint": "http://minio:port"}, "--endpoint"),
+        ({"storage": "pvc:claim/../other"}, "--storage"),
+        ({"storage": "pvc:claim/a//b"}, "--storage"),
+        ({"storage": "s3://bucket/../other"}, "--storage"),
+        ({"storage": "s3:/bucket"}, "--storage"),
+        ({"plan_cache": "node"}, "--plan-cache"),
+        ({"plan_cache": "claim", "storage_class": "Fast one"}, "--storage-class"),
+        ({"storage_class": "fast"}, "--plan-cache claim"),
+        ({"gpu_product": "NVIDIA L4"}, "--gpu-product"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError) as caught:
         KubernetesOptions(**options)
+    assert said in str(caught.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,8 +528,10 @@ def test_command_line_writes_a_folder(
     out = tmp_path / "a new" / "folder"
     assert measured.deploy(out, "--json", "--min-replicas", "3", "--name", "mine") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["files"] == sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert any("overlays/cpu" in step for step in told["next"])
+    assert told["files"] == sorted(
+        str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != MARK
+    )
+    assert any(step.startswith("one of: ") and "overlays/cpu" in step for step in told["next"])
     assert yaml.safe_load((out / "base/autoscaler.yaml").read_text())["spec"]["minReplicas"] == 3
     assert "# two on Kubernetes" in (out / "README.md").read_text()
 

@@ -94,7 +94,15 @@ def failed_checks(tools: Tools, *files: Path, framework: str = "kubernetes", ski
     return {check["check_id"] for check in report["results"]["failed_checks"]}
 
 
-STORAGES = ({}, {"storage": "s3://bucket/models", "gpu_product": "NVIDIA-L4", "storage_class": "fast"})
+STORAGES = (
+    {},
+    {
+        "storage": "s3://bucket/models",
+        "gpu_product": "NVIDIA-L4",
+        "plan_cache": "claim",
+        "storage_class": "fast",
+    },
+)
 
 
 def test_overlays_pass_the_tools(tools: Tools, render: Render, tmp_path: Path) -> None:
@@ -129,6 +137,16 @@ def test_merged_gpu_overlay(tools: Tools, render: Render, tmp_path: Path) -> Non
     }
     assert {one["name"] for one in container["env"]} == {"TRITONSMITH_SHM_MIB", "TRITONSMITH_TARGET"}
     assert all(one["metadata"]["namespace"] == "triton" for one in merged)
+    (scaler,) = [one for one in merged if one["kind"] == "HorizontalPodAutoscaler"]
+    (policy,) = scaler["spec"]["behavior"]["scaleUp"]["policies"]
+    assert policy["periodSeconds"] == 1800
+    assert scaler["spec"]["behavior"]["scaleDown"]["policies"]
+    kustomization = folder / "overlays" / "gpu" / "kustomization.yaml"
+    kustomization.write_text(kustomization.read_text() + "components: [../../components/keda]\n")
+    kinds = {one["kind"]: one for one in yaml.safe_load_all(kustomize(folder / "overlays" / "gpu"))}
+    assert "HorizontalPodAutoscaler" not in kinds
+    behavior = kinds["ScaledObject"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert [one["periodSeconds"] for one in behavior["scaleUp"]["policies"]] == [1800]
 
 
 def test_images_without_digest_fail_for_that_alone(tools: Tools, render: Render, tmp_path: Path) -> None:

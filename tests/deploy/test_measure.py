@@ -127,6 +127,8 @@ def test_file_round_trip_and_its_damages(measured: Measurements, tmp_path: Path)
         ({"ready_s": "4"}, "ready_s"),
         ({"peak_bytes": -1}, "peak_bytes"),
         ({"unknown": 1}, "unknown"),
+        ({"stop_s": float("nan")}, "NaN"),
+        ({"stop_s": float("inf")}, "Infinity"),
         ({"models": [{"name": "a"}]}, "missing or unknown"),
     ):
         file.write_text(json.dumps(whole | damage))
@@ -220,6 +222,7 @@ def test_without_samples_free_axes_have_the_stated_length() -> None:
         (["{repository}", "--samples", "nobody=x.npz"], 1, "'nobody'"),
         (["{repository}", "--samples", "greedy"], 2, "NAME=X.npz"),
         (["{repository}", "--runs", "0"], 1, "no run"),
+        (["{repository}", "--target", "typo"], 1, "'typo'"),
     ],
 )
 def test_wrong_use(

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tritonsmith.cli_deploy import print_measurements
 from tritonsmith.console import print_error, progress
 from tritonsmith.deploy.measure import measure_repository
 from tritonsmith.deploy.measurements_file import read_measurements, write_measurements
 from tritonsmith.errors import TritonsmithError
 from tritonsmith.files import write_text_atomically
+from tritonsmith.render import print_measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASUREMENTS = ROOT / "docker" / "measurements.json"

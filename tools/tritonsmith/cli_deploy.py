@@ -22,14 +22,23 @@ _KUBERNETES: Mapping[str, tuple[str, str, str]] = {
     "--namespace": ("namespace", "NAME", "default: triton"),
     "--cpu-image": ("cpu_image", "IMAGE", "NAME[:TAG][@sha256:DIGEST] of docker/Dockerfile.cpu"),
     "--gpu-image": ("gpu_image", "IMAGE", "NAME[:TAG][@sha256:DIGEST] of docker/Dockerfile.gpu"),
-    "--target": ("target", "NAME", "configuration that the overlay gpu serves: configs/NAME.pbtxt"),
+    "--target": ("target", "NAME", "what the overlay gpu serves (default: the only target with plans)"),
     "--storage": ("storage", "WHERE", "the repository: pvc:CLAIM[/PATH] or s3://BUCKET/PREFIX"),
     "--endpoint": ("object_store_endpoint", "URL", "of an object store that is not AWS"),
-    "--object-store-secret": ("object_store_secret", "NAME", "Secret with the key `credentials`"),
+    "--object-store-secret": (
+        "object_store_secret",
+        "NAME",
+        "Secret with the key `credentials`; '': the pods' own identity",
+    ),
     "--fetch-image": ("fetch_image", "IMAGE", "rclone, which copies the repository from the object store"),
     "--gpu-product": ("gpu_product", "NAME", "of nodes: nvidia.com/gpu.product, NVIDIA-L4 for one"),
+    "--plan-cache": (
+        "plan_cache",
+        "WHERE",
+        "built plans: pod (each on its own disk, the default) or claim (a ReadWriteMany volume)",
+    ),
     "--plan-cache-size": ("plan_cache_size", "SIZE", "of the volume of built plans (default: 10Gi)"),
-    "--storage-class": ("storage_class", "NAME", "of that volume (default: the cluster's)"),
+    "--storage-class": ("storage_class", "NAME", "of that claim (default: the cluster's)"),
     "--monitoring-namespace": ("monitoring_namespace", "NAME", "where Prometheus is (default: monitoring)"),
     "--prometheus": ("prometheus_url", "URL", "what the scalers ask"),
 }
@@ -66,12 +75,12 @@ def _add_compose(kinds: Parsers[argparse.ArgumentParser]) -> None:
     _add_repository(verb)
     _add_rendering(verb)
     verb.add_argument("--replicas", type=int, metavar="N", help="behind the balancer (default: 2)")
-    verb.add_argument("--release", metavar="YY.MM", help="of NVIDIA's images, such as 26.07")
+    verb.add_argument("--release", metavar="YY.MM", help="of NVIDIA's images (default: 26.07)")
     verb.add_argument(
         "--target",
         dest="gpu_target",
         metavar="NAME",
-        help="configuration that GPUs serve: configs/NAME.pbtxt",
+        help="what GPUs serve: configs/NAME.pbtxt (default: the only target with plans)",
     )
     verb.set_defaults(verb=run_compose)
 
@@ -116,9 +125,12 @@ def _add_measuring(verb: argparse.ArgumentParser) -> None:
 def run_measure(options: argparse.Namespace) -> int:
     from tritonsmith.console import print_json
     from tritonsmith.deploy.measurements_file import json_from_measurements, write_measurements
+    from tritonsmith.deploy.targets import check_target
     from tritonsmith.files import refuse_overwrite
+    from tritonsmith.render import print_measurements
 
     refuse_overwrite(options.out, force=options.force)
+    check_target(options.repository, options.target)
     measurements = _measure(options, options.target)
     write_measurements(options.out, measurements)
     if options.json:
@@ -132,14 +144,16 @@ def run_measure(options: argparse.Namespace) -> int:
 def run_compose(options: argparse.Namespace) -> int:
     from tritonsmith.deploy.compose import ComposeOptions, render_compose
     from tritonsmith.deploy.folder import check_folder
+    from tritonsmith.deploy.targets import gpu_target
 
     check_folder(options.out, force=options.force)
     chosen = ComposeOptions(**_given(options, ("replicas", "release", "gpu_target")))
+    gpu_target(options.repository, chosen.gpu_target)
     measurements = _measurements(options)
     files = render_compose(options.repository, measurements, chosen)
     following = (
         f"cd {options.out} && ./make_secrets.sh",
-        "docker compose -f compose.cpu.yaml up --build, or with compose.yaml where there is a GPU",
+        "one of: docker compose -f compose.cpu.yaml up --build, or docker compose up --build (GPUs)",
         "README.md there has addresses, settings, and how to stop a replica",
     )
     return _write(options, files, measurements, following)
@@ -147,16 +161,20 @@ def run_compose(options: argparse.Namespace) -> int:
 
 def run_kubernetes(options: argparse.Namespace) -> int:
     from tritonsmith.deploy.folder import check_folder
-    from tritonsmith.deploy.kubernetes import check_target, render_kubernetes
+    from tritonsmith.deploy.kubernetes import render_kubernetes
+    from tritonsmith.deploy.kubernetes.render import check_built
+    from tritonsmith.deploy.targets import gpu_target
 
     check_folder(options.out, force=options.force)
     chosen = _kubernetes_options(options)
-    check_target(options.repository, chosen.target)
+    gpu_target(options.repository, chosen.target)
+    if chosen.claim is None:
+        check_built(options.repository)
     measurements = _measurements(options)
     files = render_kubernetes(options.repository, measurements, chosen)
     following = (
         f"read {options.out / 'README.md'}: what must be in the cluster first",
-        *(f"kubectl apply -k {options.out / 'overlays' / name}" for name in ("cpu", "gpu", "kserve")),
+        f"one of: kubectl apply -k {options.out / 'overlays/cpu'}, or .../gpu, or .../kserve",
     )
     return _write(options, files, measurements, following)
 
@@ -215,33 +233,6 @@ def _samples(texts: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def print_measurements(measurements: Measurements) -> None:
-    """The whole server, then model by model."""
-    from tritonsmith.console import human_bytes, print_line, print_table
-
-    one = measurements
-    print_line(
-        f"{one.repository}: ready in {one.ready_s:.1f} s, stopped in {one.stop_s:.1f} s, memory "
-        f"{human_bytes(one.idle_bytes)} idle and {human_bytes(one.peak_bytes)} at most, /dev/shm "
-        f"{human_bytes(one.shm_bytes)}, {one.cpu_s_per_s:.1f} cores under load ({one.runs} runs)"
-    )
-    print_table(
-        ("model", "backend", "instances", "load s", "request", "response", "compute ms"),
-        [
-            (
-                model.name,
-                model.backend,
-                model.instances,
-                "-" if model.load_s is None else f"{model.load_s:.2f}",
-                human_bytes(model.request_bytes),
-                human_bytes(model.response_bytes),
-                "-" if model.compute_s is None else f"{model.compute_s * 1e3:.2f}",
-            )
-            for model in one.models
-        ],
-    )
-
-
 def _write(
     options: argparse.Namespace,
     files: Mapping[str, str | bytes],
@@ -249,10 +240,10 @@ def _write(
     following: Sequence[str],
 ) -> int:
     from tritonsmith.console import print_json, print_line
-    from tritonsmith.deploy.folder import MARK, write_folder
+    from tritonsmith.deploy.folder import write_folder
     from tritonsmith.deploy.measurements_file import text_from_measurements
 
-    whole = {MARK: text_from_measurements(measurements), **files}
+    whole = {"measurements.json": text_from_measurements(measurements), **files}
     write_folder(options.out, whole, force=options.force)
     names = sorted(whole)
     if options.json:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tritonsmith.build import BuildReport
     from tritonsmith.compress.search.outcome import SearchResult
     from tritonsmith.compression import CompressReport
+    from tritonsmith.deploy.measurements import Measurements
     from tritonsmith.doctor import Finding
     from tritonsmith.repository.entry import Entry
     from tritonsmith.server import Server
@@ -192,3 +193,28 @@ def print_search(result: SearchResult) -> None:
         print_line(f"blame: {blame.step} adds {blame.drop:+.4f} to the drop")
     for step in result.next_steps:
         print_line(f"to do: {step}")
+
+
+def print_measurements(measurements: Measurements) -> None:
+    """The whole server, then model by model."""
+    one = measurements
+    print_line(
+        f"{one.repository}: ready in {one.ready_s:.1f} s, stopped in {one.stop_s:.1f} s, memory "
+        f"{human_bytes(one.idle_bytes)} idle and {human_bytes(one.peak_bytes)} at most, /dev/shm "
+        f"{human_bytes(one.shm_bytes)}, {one.cpu_s_per_s:.1f} cores under load ({one.runs} runs)"
+    )
+    print_table(
+        ("model", "backend", "instances", "load s", "request", "response", "compute ms"),
+        [
+            (
+                model.name,
+                model.backend,
+                model.instances,
+                "-" if model.load_s is None else f"{model.load_s:.2f}",
+                human_bytes(model.request_bytes),
+                human_bytes(model.response_bytes),
+                "-" if model.compute_s is None else f"{model.compute_s * 1e3:.2f}",
+            )
+            for model in one.models
+        ],
+    )

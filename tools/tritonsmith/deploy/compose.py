@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 import textwrap
 from collections.abc import Mapping
@@ -9,15 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonsmith.containers import SAFE_SINCE, find_container
 from tritonsmith.deploy import compose_services as services
 from tritonsmith.deploy.balancer import buffer_bytes_for, memory_bytes_for_balancer, render_haproxy
 from tritonsmith.deploy.context import context_files
 from tritonsmith.deploy.flags import Role
-from tritonsmith.deploy.kubernetes import check_target
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.measurements_file import check_measurements, model_folders
-from tritonsmith.deploy.sizes import Sizes, explain_sizes, sizes_from_measurements
-from tritonsmith.errors import DeployError
+from tritonsmith.deploy.sizes import (
+    GPU_HOST,
+    HTTP_INPUT,
+    MIB,
+    Sizes,
+    explain_sizes,
+    sizes_from_measurements,
+)
+from tritonsmith.deploy.targets import check_target, gpu_target
+from tritonsmith.errors import DeployError, UsageError
 
 DOCKER = Path(__file__).with_name("docker")
 STATIC = (
@@ -33,7 +42,7 @@ _BASE_PIDS, _INSTANCE_PIDS = 1024, 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComposeOptions:
-    """What a deployment may choose."""
+    """What a deployment may choose. Raises UsageError for what is out of range, unknown or unsafe."""
 
     repository: str | None = None  # as the files name it, relative to them; None: its absolute path
     release: str = "26.07"  # of NVIDIA's images
@@ -42,7 +51,12 @@ class ComposeOptions:
 
     def __post_init__(self) -> None:
         if not 2 <= self.replicas <= 64:
-            raise DeployError("a balancer needs replicas", found=self.replicas, expected="2 to 64")
+            raise UsageError("--replicas: a balancer needs replicas", found=self.replicas, expected="2 to 64")
+        if find_container(self.release).release < SAFE_SINCE:
+            raise UsageError(
+                f"--release {self.release} lacks fixes of security holes that are known",
+                expected=f"{SAFE_SINCE} or later",
+            )
 
 
 def render_compose(
@@ -69,6 +83,7 @@ def render_compose(
 
 def render_settings(repository: Path, measurements: Measurements, options: ComposeOptions) -> dict[str, str]:
     """The files of RENDERED: all that depends on the repository and its measurements, and nothing else."""
+    check_target(repository, measurements.target)
     sizes = sizes_from_measurements(measurements)
     names = ("triton", *(f"triton-{index}" for index in range(2, options.replicas + 1)))
     header = _origin(repository, measurements)
@@ -79,7 +94,7 @@ def render_settings(repository: Path, measurements: Measurements, options: Compo
             DOCKER / "haproxy.cfg.template", measurements, replicas=names, header=header
         ),
         "prometheus.yml": _prometheus_file(names, header),
-        ".env.example": _environment_example(repository, sizes, options, header),
+        ".env.example": _environment_example(repository, sizes, options, measurements.target or "", header),
     }
 
 
@@ -91,7 +106,7 @@ def _compose_file(
     options: ComposeOptions,
     names: tuple[str, ...],
 ) -> str:
-    target = _gpu_target(repository, options) if role == "gpu" else measurements.target or ""
+    target = gpu_target(repository, options.gpu_target) if role == "gpu" else measurements.target or ""
     settings = services.TritonService(
         role=role,
         release=options.release,
@@ -165,9 +180,13 @@ def _header(role: Role, repository: Path, measurements: Measurements, sizes: Siz
         *_origin(repository, measurements).splitlines(),
     ]
     if role == "gpu":
+        memory = f"{math.ceil(sizes.gpu_memory_bytes / MIB)}Mi: {GPU_HOST.value:g}MiB beside what CPUs need"
+        settings["mem_limit"] = f"{memory} ({why['memory']}). {GPU_HOST.why}"
         lines += [
-            "# It was measured on CPUs: on GPUs, measure again where host memory or the time to stop matter."
+            "# It was measured on CPUs: on GPUs, the time to stop may be another, and so may mem_limit."
         ]
+        if sizes.http_max_input_bytes is not None:
+            settings["--http-max-input-size"] = f"the largest request x {HTTP_INPUT.value:g}"
     for name, sentence in settings.items():
         lines += textwrap.wrap(
             f"{name}: {sentence}", _WIDTH, initial_indent="#   ", subsequent_indent="#     "
@@ -189,11 +208,16 @@ def _origin(repository: Path, measurements: Measurements) -> str:
     )
 
 
-def _environment_example(repository: Path, sizes: Sizes, options: ComposeOptions, header: str) -> str:
+def _spoken(target: str) -> str:
+    return f"the target {target}" if target else "every model's config.pbtxt"
+
+
+def _environment_example(
+    repository: Path, sizes: Sizes, options: ComposeOptions, measured_target: str, header: str
+) -> str:
     source = _source(repository, options).replace("$$", "$")
     variables = {
         "MODEL_REPOSITORY": source,
-        "TRITONSMITH_TARGET": "",
         "TRITON_RELEASE": options.release,
         "TRITON_CPU_IMAGE": "tritonsmith-cpu",
         "TRITON_GPU_IMAGE": "tritonsmith-gpu",
@@ -213,7 +237,13 @@ def _environment_example(repository: Path, sizes: Sizes, options: ComposeOptions
         "BENCH_CONCURRENCY": "1:8:2",
         **services.IMAGES,
     }
-    lines = [header, "# Copy this to .env and take the # from what you change. The values are the defaults."]
+    lines = [
+        header,
+        "# Copy this to .env and take the # from what you change. The values are the defaults.",
+        f"# TRITONSMITH_TARGET: compose.yaml serves {_spoken(gpu_target(repository, options.gpu_target))}, "
+        f"compose.cpu.yaml {_spoken(measured_target)}.",
+        "# A value here, also an empty one (every model's config.pbtxt), is for both files.",
+    ]
     return "\n".join([*lines, *(f"#{name}={value}" for name, value in variables.items())]) + "\n"
 
 
@@ -225,28 +255,6 @@ def _source(repository: Path, options: ComposeOptions) -> str:
             "Compose cannot name this path", found=source, fix="rename the folder, or link to it"
         )
     return source.replace("$", "$$")
-
-
-def _gpu_target(repository: Path, options: ComposeOptions) -> str:
-    """The one that was chosen; else the only one whose configurations ask for plans; else none."""
-    from tritonsmith.repository.config import config_from_text
-
-    check_target(repository, options.gpu_target)
-    if options.gpu_target is not None:
-        return options.gpu_target
-    found = {
-        path.stem
-        for folder in model_folders(repository)
-        for path in folder.glob("configs/*.pbtxt")
-        if config_from_text(path.read_text(encoding="utf-8"), place=str(path)).backend == "tensorrt"
-    }
-    if len(found) > 1:
-        raise DeployError(
-            f"{repository} has plans for several targets",
-            found=", ".join(sorted(found)),
-            fix="choose one with --target",
-        )
-    return next(iter(found), "")
 
 
 def _pids_for(measurements: Measurements) -> int:

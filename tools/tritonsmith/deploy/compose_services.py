@@ -46,12 +46,16 @@ def triton(settings: TritonService, sizes: Sizes, *, published: bool, profile: s
     service["image"] = _variable(f"TRITON_{settings.role.upper()}_IMAGE", f"tritonsmith-{settings.role}")
     service |= _hardened(
         user=_variable("TRITON_USER", "10001:10001"),
-        memory_bytes=sizes.memory_bytes,
+        memory_bytes=sizes.gpu_memory_bytes if gpu else sizes.memory_bytes,
         cpus=_variable("TRITON_CPUS", f"{sizes.cpu_limit_milli / 1000:.1f}"),
         pids=settings.pids,
     )
     service["shm_size"] = _mebibytes(sizes.shm_bytes)
     service["command"] = [f"--exit-timeout-secs={sizes.exit_timeout_s}"]
+    if (
+        gpu and sizes.http_max_input_bytes is not None
+    ):  # the CPU image's Triton has no such flag, and no bound
+        service["command"].append(f"--http-max-input-size={sizes.http_max_input_bytes}")
     service["stop_grace_period"] = f"{sizes.exit_timeout_s + int(GRACE.value)}s"
     service["environment"] = {
         # Without the colon: set but empty asks for every model's config.pbtxt.

@@ -29,6 +29,7 @@ from tritonsmith.deploy.processes import (
     shared_bytes,
     started_s,
 )
+from tritonsmith.deploy.targets import check_target
 from tritonsmith.errors import ClientError, DeployError
 from tritonsmith.machine import describe_machine
 from tritonsmith.server import Server, ServerOptions, serve
@@ -84,10 +85,11 @@ def measure_repository(
     may be more.
 
     Raises:
-        DeployError: no repository, samples for no model of it, a model that needs samples, streams its
-            answers or fails.
+        DeployError: no repository, a target that no model has, samples for no model of it, a model that
+            needs samples, streams its answers or fails.
         SamplesError, ServerError, ProvisionError: as `load_samples` and `serve` raise them.
     """
+    check_target(repository, target)
     samples = samples or {}
     names = {folder.name for folder in model_folders(repository)}
     if unknown := sorted(samples.keys() - names):
@@ -135,9 +137,8 @@ def _measure_once(
     load_s: float,
     say: Callable[[str], None],
 ) -> _Run:
-    flags = () if target is None else (f"--model-config-name={target}",)
     options = ServerOptions(
-        http_port=0, grpc_port=0, metrics_port=0, ready_timeout_s=_READY_TIMEOUT_S, flags=flags
+        http_port=0, grpc_port=0, metrics_port=0, ready_timeout_s=_READY_TIMEOUT_S, target=target
     )
     with serve(repository, options, say=say) as server:
         prefix = server.launch.shm_prefix

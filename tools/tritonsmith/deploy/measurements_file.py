@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_measurements(path: Path) -> Measurements:
         DeployError: a missing or damaged file, an unknown schema, a missing or unknown field.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise DeployError(
             f"{path} cannot be read",
@@ -132,6 +133,10 @@ def _configuration(folder: Path, target: str | None) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -148,7 +153,7 @@ def _checked(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
         known = accepted.get(types[name])
         if known is not None and (not isinstance(value, known) or isinstance(value, bool)):
             raise TypeError(f"{name} is {value!r}")
-        if isinstance(value, int | float) and value < 0:
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}")
         if known is None and not isinstance(value, dict | tuple):
             raise TypeError(f"{name} is {value!r}")

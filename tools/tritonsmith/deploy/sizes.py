@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tritonsmith.artifact import Json
+from tritonsmith.deploy.flags import HTTP_MAX_INPUT_BYTES
 from tritonsmith.deploy.measurements import Measurements
 
 MIB = 1 << 20
@@ -90,11 +92,18 @@ QUEUE_OVER_COMPUTE = Margin(
     name="queue over compute",
     value=1.0,
     unit="x",
-    why="above it a request waits longer than it is worked on; utilisation says nothing of that",
+    why="above it a request waits longer than it is worked on; utilisation says nothing of that. Where "
+    "batches are waited for (max_queue_delay_microseconds), that wait over the measured execution is added",
+)
+HTTP_INPUT = Margin(
+    name="largest HTTP request",
+    value=1.25,
+    unit="x",
+    why="headers around the measured tensors; tensors as JSON take more still. At least 64 MiB",
 )
 MARGINS = (
     *(SHM_INSTANCE, SHM, MEMORY, TMP, STARTUP, STOP, IN_FLIGHT),
-    *(DRAIN, CONNECTION_AGE, GRACE, PLAN_BUILD, GPU_HOST, QUEUE_OVER_COMPUTE),
+    *(DRAIN, CONNECTION_AGE, GRACE, PLAN_BUILD, GPU_HOST, QUEUE_OVER_COMPUTE, HTTP_INPUT),
 )
 
 _SHM_STEP = 16 * MIB
@@ -133,6 +142,12 @@ class Sizes:
     connection_age_s: int
     exit_timeout_s: int
     grace_s: int
+    http_max_input_bytes: int | None  # None: what an image sets is enough
+
+    @property
+    def gpu_memory_bytes(self) -> int:
+        """Host memory of a server with GPUs: what the CPU's takes, and GPU_HOST, which was not measured."""
+        return self.memory_bytes + int(GPU_HOST.value) * MIB
 
 
 def sizes_from_measurements(measurements: Measurements) -> Sizes:
@@ -148,6 +163,7 @@ def sizes_from_measurements(measurements: Measurements) -> Sizes:
         connection_age_s=int(CONNECTION_AGE.value),
         exit_timeout_s=exit_timeout_for(measurements),
         grace_s=grace_for(measurements),
+        http_max_input_bytes=http_max_input_for(measurements),
     )
 
 
@@ -218,6 +234,40 @@ def exit_timeout_for(measurements: Measurements) -> int:
 def grace_for(measurements: Measurements) -> int:
     """terminationGracePeriodSeconds: the drain, the exit time-out, and a rest. The drain counts into it."""
     return int(DRAIN.value) + exit_timeout_for(measurements) + int(GRACE.value)
+
+
+def http_max_input_for(measurements: Measurements) -> int | None:
+    """--http-max-input-size, where the largest request is above what the images set for it; else None."""
+    largest = max((model.request_bytes for model in measurements.models), default=0)
+    wanted = _round_up(HTTP_INPUT.value * largest, MIB)
+    return wanted if wanted > HTTP_MAX_INPUT_BYTES else None
+
+
+def queue_threshold_for(measurements: Measurements, delays_s: Mapping[str, float]) -> float:
+    """Time in the queue over time of work at which there are too few replicas.
+
+    `delays_s` are waits for a batch, by model: up to that long a request waits on an idle server too. The
+    ratio of all models together is at most the largest of any, so that the largest is what is added. A model
+    without a time of execution adds nothing.
+    """
+    waits = [
+        delays_s[model.name] / model.compute_s
+        for model in measurements.models
+        if model.name in delays_s and model.compute_s
+    ]
+    return math.ceil(100 * (QUEUE_OVER_COMPUTE.value + max(waits, default=0.0))) / 100
+
+
+def explain_queue_threshold(measurements: Measurements, delays_s: Mapping[str, float]) -> str:
+    text = f"{queue_threshold_for(measurements, delays_s):g}: {QUEUE_OVER_COMPUTE.value:g}"
+    waits = [
+        f"{model.name} waits {delays_s[model.name]:g} s for a batch that takes {model.compute_s:g} s"
+        for model in measurements.models
+        if model.name in delays_s and model.compute_s
+    ]
+    return (
+        f"{text}, and the largest of: {'; '.join(waits)}" if waits else f"{text}, no model waits for batches"
+    )
 
 
 def largest_compute_s(measurements: Measurements) -> float:

@@ -9,6 +9,6 @@ measurements.json README.md    where the numbers come from, and what to do
 """
 
 from tritonsmith.deploy.kubernetes.options import KubernetesOptions
-from tritonsmith.deploy.kubernetes.render import check_target, render_kubernetes
+from tritonsmith.deploy.kubernetes.render import render_kubernetes
 
-__all__ = ["KubernetesOptions", "check_target", "render_kubernetes"]
+__all__ = ["KubernetesOptions", "render_kubernetes"]

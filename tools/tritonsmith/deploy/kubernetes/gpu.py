@@ -8,19 +8,21 @@ from __future__ import annotations
 from tritonsmith.artifact import Json
 from tritonsmith.deploy.kubernetes.names import CACHE, CONTAINER, Manifest, mebibytes, metadata, millicores
 from tritonsmith.deploy.kubernetes.options import KubernetesOptions
-from tritonsmith.deploy.kubernetes.workload import probe
-from tritonsmith.deploy.sizes import GPU_HOST, MIB, PLAN_BUILD, Probe, Sizes
+from tritonsmith.deploy.kubernetes.scaling import scale_up
+from tritonsmith.deploy.kubernetes.workload import probe, server_arguments
+from tritonsmith.deploy.sizes import GPU_HOST, PLAN_BUILD, Probe, Sizes
 
 PRODUCT_LABEL = "nvidia.com/gpu.product"  # written by NVIDIA's GPU feature discovery
 _GPU = "nvidia.com/gpu"
 _BUILD_PERIOD_S = 10
 
 
-def gpu_patch(options: KubernetesOptions, sizes: Sizes) -> Manifest:
+def gpu_patch(options: KubernetesOptions, sizes: Sizes, target: str) -> Manifest:
     """A strategic merge patch: lists merge by name, so that only differences stand here."""
     container: dict[str, Json] = {
         "name": CONTAINER,
-        "env": [{"name": "TRITONSMITH_TARGET", "value": options.target or ""}],
+        "env": [{"name": "TRITONSMITH_TARGET", "value": target}],
+        **_http_arguments(sizes),
         "resources": gpu_resources(sizes),
         "startupProbe": probe(build_probe(sizes), "/v2/health/ready"),
         "volumeMounts": [{"name": "cache", "mountPath": CACHE}],
@@ -32,7 +34,7 @@ def gpu_patch(options: KubernetesOptions, sizes: Sizes) -> Manifest:
             "name": options.name,
             "annotations": {
                 "tritonsmith/startup-probe": f"{build_probe(sizes).patience_s} s: {PLAN_BUILD.why}",
-                "tritonsmith/memory": f"{mebibytes(gpu_memory_bytes(sizes))}: the CPU's and "
+                "tritonsmith/memory": f"{mebibytes(sizes.gpu_memory_bytes)}: the CPU's and "
                 f"{GPU_HOST.value:g} MiB. {GPU_HOST.why}",
             },
         },
@@ -52,15 +54,39 @@ def gpu_patch(options: KubernetesOptions, sizes: Sizes) -> Manifest:
 
 
 def gpu_resources(sizes: Sizes) -> dict[str, Json]:
-    memory = mebibytes(gpu_memory_bytes(sizes))
+    memory = mebibytes(sizes.gpu_memory_bytes)
     return {
         "requests": {"cpu": millicores(sizes.cpu_request_milli), "memory": memory, _GPU: "1"},
         "limits": {"cpu": millicores(sizes.cpu_limit_milli), "memory": memory, _GPU: "1"},
     }
 
 
-def gpu_memory_bytes(sizes: Sizes) -> int:
-    return sizes.memory_bytes + int(GPU_HOST.value) * MIB
+def _http_arguments(sizes: Sizes) -> dict[str, Json]:
+    """All arguments again: a list without names is replaced. Every release with the fixes has this flag."""
+    if sizes.http_max_input_bytes is None:
+        return {}
+    return {"args": [*server_arguments(sizes), f"--http-max-input-size={sizes.http_max_input_bytes}"]}
+
+
+def autoscaler_patch(options: KubernetesOptions, sizes: Sizes) -> Manifest:
+    """No faster than a replica can start, plans and all."""
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": options.name},
+        "spec": {"behavior": {"scaleUp": scale_up(build_probe(sizes))}},
+    }
+
+
+def scaled_object_patch(options: KubernetesOptions, sizes: Sizes) -> Manifest:
+    """The same, where the component keda has put a ScaledObject in the HPA's place."""
+    behavior: dict[str, Json] = {"behavior": {"scaleUp": scale_up(build_probe(sizes))}}
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": {"name": options.name},
+        "spec": {"advanced": {"horizontalPodAutoscalerConfig": behavior}},
+    }
 
 
 def build_probe(sizes: Sizes) -> Probe:
@@ -91,6 +117,9 @@ def gpu_placement(options: KubernetesOptions) -> dict[str, Json]:
 
 
 def cache_volume(options: KubernetesOptions) -> dict[str, Json]:
+    """Of the pod alone, which every cluster can give; or a claim that all pods share."""
+    if options.plan_cache == "pod":
+        return {"name": "cache", "emptyDir": {"sizeLimit": options.plan_cache_size}}
     return {"name": "cache", "persistentVolumeClaim": {"claimName": cache_claim_name(options)}}
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from tritonsmith.deploy.kubernetes.options import KubernetesOptions
+from tritonsmith.deploy.kubernetes.scaling import WINDOW, Threshold
 from tritonsmith.deploy.measurements import Measurements
 from tritonsmith.deploy.sizes import MARGINS, Sizes, explain_sizes
 
 
-def guide(options: KubernetesOptions, measurements: Measurements, sizes: Sizes) -> str:
+def guide(
+    options: KubernetesOptions, measurements: Measurements, sizes: Sizes, threshold: Threshold, target: str
+) -> str:
+    """Markdown. `target` is what the overlay gpu serves; empty: every model's config.pbtxt."""
     machine = measurements.machine
     measured = (
         f"`{measurements.repository}`, {measurements.runs} runs on {machine.get('cpu')} with "
@@ -22,8 +28,8 @@ Rendered by `tritonsmith deploy kubernetes`. Nothing here holds a secret. Choose
 | overlay | what it is |
 |---|---|
 | `overlays/cpu` | `{options.cpu_image}`, for development: the Triton in it gets no security fixes |
-| `overlays/gpu` | `{options.gpu_image}` on nodes with a GPU; plans are built at the first start and kept |
-| `overlays/kserve` | a ServingRuntime and an InferenceService, where KServe 0.15 or later and KEDA run |
+| `overlays/gpu` | `{options.gpu_image}` on nodes with a GPU: {_gpu_row(target)} |
+| `overlays/kserve` | `{options.cpu_image}` under KServe 0.15 or later with KEDA: on CPUs only |
 
 `components/keda` puts a ScaledObject in the place of the HPA: in an overlay's kustomization.yaml, add
 `components: [../../components/keda]`.
@@ -45,11 +51,16 @@ Rendered by `tritonsmith deploy kubernetes`. Nothing here holds a secret. Choose
 5. Prometheus is in the namespace `{options.monitoring_namespace}` and follows the annotations
    `prometheus.io/scrape`. For the HPA it gives the metric through the Prometheus adapter:
 
+       helm repo add prometheus-community https://prometheus-community.github.io/helm-charts
        helm upgrade --install prometheus-adapter prometheus-community/prometheus-adapter \\
          --namespace {options.monitoring_namespace} --values prometheus-adapter.yaml
 
-   Without that metric the HPA keeps {options.min_replicas} replicas and says so in its events.
-
+   Without that metric the HPA keeps {options.min_replicas} replicas and says so in its events. It is a rate
+   over {WINDOW}, which holds several scrapes at an interval of a minute, Prometheus' own default: at less
+   than two scrapes a window there is no rate. Scale-up is about as late as that.
+   Replicas are added above {threshold.why}.
+   The executions of GPUs are shorter than the measured ones: where models wait for batches there, set more.
+{_gpu_steps(options)}{_kserve_step(options)}
 ## Start
 
     kubectl apply -k overlays/cpu
@@ -103,12 +114,64 @@ def _storage_step(options: KubernetesOptions) -> str:
         return (
             f"A PersistentVolumeClaim `{options.claim}` holds the model repository ({place}), readable by\n"
             "   any user (`chmod -R a+rX`). Every pod mounts it read-only: several nodes need a volume that\n"
-            "   many can read (ReadOnlyMany or ReadWriteMany)."
+            "   many can read (ReadOnlyMany or ReadWriteMany). The root of a block volume has a folder\n"
+            "   `lost+found`, which nobody may read and Triton takes for a model: there, put the repository\n"
+            "   into a folder of the volume and render with `--storage pvc:CLAIM/PATH`."
+        )
+    copied = (
+        "Before each start the container `fetch`\n   copies the repository to the pod's disk, for which "
+        "each pod asks for twice the repository's size\n   as it was when this was rendered."
+    )
+    if not options.object_store_secret:
+        return (
+            f"`s3://{options.bucket_path}` holds the model repository, and the store knows the pods by\n"
+            f"   their own identity: annotate the ServiceAccount `{options.name}` as your cloud asks, in an\n"
+            "   overlay. The NetworkPolicy lets out names and the store's port alone: let out what gives\n"
+            f"   the identity too. {copied}"
         )
     return (
         f"`s3://{options.bucket_path}` holds the model repository, and a Secret the way to it: the key\n"
-        "   `credentials` is a file as the AWS tools write it. Before each start the container `fetch`\n"
-        "   copies the repository to the pod's disk.\n\n"
+        f"   `credentials` is a file as the AWS tools write it. {copied}\n\n"
         f"       kubectl -n {options.namespace} create secret generic {options.object_store_secret} "
         "--from-file=credentials=FILE"
     )
+
+
+def _gpu_row(target: str) -> str:
+    if not target:
+        return "every model's `config.pbtxt`, for no target has plans"
+    return f"the target `{target}`, whose plans are built before the start"
+
+
+def _gpu_steps(options: KubernetesOptions) -> str:
+    if options.plan_cache == "pod":
+        return f"""6. For `overlays/gpu`: each new pod builds its plans on its own disk, up to
+   {options.plan_cache_size}, for minutes before it is ready; a container that restarts in its pod has them
+   still. Where a storage class gives volumes that many nodes write, render with `--plan-cache claim`: plans
+   are then built once.
+"""
+    chosen = f"`{options.storage_class}`" if options.storage_class else "the cluster's default"
+    return f"""6. For `overlays/gpu`: plans are built once into the claim `{options.name}-plan-cache`,
+   which all pods share. Its storage class, {chosen}, must give ReadWriteMany: NFS, CephFS, EFS, Filestore and Azure
+   Files do. Block volumes (EBS, Persistent Disk, Azure Disk) do not: the claim then stays Pending, and so do
+   the pods. `--storage-class NAME` names another. Pods write as user and group 10001 (fsGroup); NFS and EFS
+   ignore fsGroup, so that there the volume's root must belong to 10001 already (an access point of EFS says
+   so).
+"""
+
+
+def _kserve_step(options: KubernetesOptions) -> str:
+    """What the storage initializer reads, by KServe's documentation of S3."""
+    if options.claim or not options.object_store_secret:
+        return ""
+    url = urlsplit(options.object_store_endpoint or "https://s3.amazonaws.com")
+    secret = options.object_store_secret
+    return f"""7. For `overlays/kserve`: KServe's own storage initializer copies the repository. In the place of
+   the Secret above it wants one with its own keys, and where the store is as annotations:
+
+       kubectl -n {options.namespace} create secret generic {secret} \\
+         --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...
+       kubectl -n {options.namespace} annotate secret {secret} \\
+         serving.kserve.io/s3-endpoint={url.netloc} \\
+         serving.kserve.io/s3-usehttps={int(url.scheme == "https")} serving.kserve.io/s3-region=REGION
+"""

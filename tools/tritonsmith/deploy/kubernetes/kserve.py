@@ -10,7 +10,7 @@ from tritonsmith.artifact import Json
 from tritonsmith.deploy.flags import GRPC_PORT, HTTP_PORT
 from tritonsmith.deploy.kubernetes.names import Manifest, metadata
 from tritonsmith.deploy.kubernetes.options import KubernetesOptions
-from tritonsmith.deploy.kubernetes.scaling import pods_query
+from tritonsmith.deploy.kubernetes.scaling import Threshold, pods_query
 from tritonsmith.deploy.kubernetes.workload import (
     container_security,
     drain,
@@ -21,10 +21,10 @@ from tritonsmith.deploy.kubernetes.workload import (
     scratch_mounts,
     scratch_volumes,
     server_arguments,
-    shm_variable,
+    server_environment,
 )
 from tritonsmith.deploy.measurements import Measurements
-from tritonsmith.deploy.sizes import QUEUE_OVER_COMPUTE, Sizes
+from tritonsmith.deploy.sizes import Sizes
 
 MODELS = "/mnt/models"
 FORMAT = "triton-repository"
@@ -35,13 +35,13 @@ def service_labels(options: KubernetesOptions) -> dict[str, Json]:
     return {"serving.kserve.io/inferenceservice": options.name}
 
 
-def serving_runtime(options: KubernetesOptions, sizes: Sizes) -> Manifest:
+def serving_runtime(options: KubernetesOptions, sizes: Sizes, target: str | None) -> Manifest:
     container: dict[str, Json] = {
         "name": "kserve-container",  # the name that KServe looks for
         "image": options.cpu_image,
         "imagePullPolicy": "IfNotPresent",
         "args": server_arguments(sizes),
-        "env": [shm_variable(sizes), {"name": "TRITONSMITH_MODELS", "value": MODELS}],
+        "env": [*server_environment(sizes, target), {"name": "TRITONSMITH_MODELS", "value": MODELS}],
         "ports": [
             {"name": "http1", "containerPort": HTTP_PORT, "protocol": "TCP"},
             {"name": "h2c", "containerPort": GRPC_PORT, "protocol": "TCP"},
@@ -72,13 +72,19 @@ def runtime_name(options: KubernetesOptions) -> str:
 
 
 def inference_service(
-    options: KubernetesOptions, measurements: Measurements, sizes: Sizes, *, explanations: dict[str, str]
+    options: KubernetesOptions,
+    measurements: Measurements,
+    sizes: Sizes,
+    threshold: Threshold,
+    *,
+    explanations: dict[str, str],
 ) -> Manifest:
     """Scaled by KEDA on queue over compute; RawDeployment is what Standard was called before."""
     annotations = {
         "serving.kserve.io/deploymentMode": "RawDeployment",
         "serving.kserve.io/autoscalerClass": "keda",
         **{f"tritonsmith/{name}": text for name, text in explanations.items()},
+        "tritonsmith/queue-over-compute": threshold.why,
     }
     query = pods_query(options, measurements, f"{options.name}-predictor-.*")
     metric: dict[str, Json] = {
@@ -86,7 +92,7 @@ def inference_service(
         "serverAddress": options.prometheus_url,
         "query": query,
     }
-    target: dict[str, Json] = {"type": "Value", "value": f"{QUEUE_OVER_COMPUTE.value:g}"}
+    target: dict[str, Json] = {"type": "Value", "value": f"{threshold.value:g}"}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -130,7 +136,7 @@ def storage_account(options: KubernetesOptions) -> Manifest:
         "metadata": metadata(options),
         "automountServiceAccountToken": False,
     }
-    if not options.claim:
+    if not options.claim and options.object_store_secret:
         account["secrets"] = [{"name": options.object_store_secret}]
     return account
 

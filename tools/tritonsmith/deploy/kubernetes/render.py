@@ -18,7 +18,14 @@ from tritonsmith.deploy.measurements_file import (
     model_folders,
     text_from_measurements,
 )
-from tritonsmith.deploy.sizes import Sizes, explain_sizes, sizes_from_measurements
+from tritonsmith.deploy.sizes import (
+    Sizes,
+    explain_queue_threshold,
+    explain_sizes,
+    queue_threshold_for,
+    sizes_from_measurements,
+)
+from tritonsmith.deploy.targets import check_target, gpu_target, queue_delays_s
 from tritonsmith.errors import DeployError
 
 _HEADER = "# Rendered by tritonsmith deploy kubernetes. Change overlays, or render again.\n"
@@ -30,20 +37,30 @@ def render_kubernetes(
     """The files of the package's docstring, each by its path below the folder.
 
     Raises:
-        DeployError: measurements of another repository, or a target that no model has.
+        DeployError: measurements of another repository, a target that no model has, two targets of plans to
+            choose from, or an object store for a repository that is not built here.
+        RepositoryError: a configuration that cannot be parsed.
     """
     check_measurements(measurements, repository)
-    check_target(repository, options.target)
+    check_target(repository, measurements.target)
+    if options.claim is None:
+        check_built(repository)
+    target = gpu_target(repository, options.target)
     sizes = sizes_from_measurements(measurements)
     explanations = explain_sizes(measurements, sizes)
+    delays_s = queue_delays_s(repository, measurements.target)
+    threshold = scaling.Threshold(
+        value=queue_threshold_for(measurements, delays_s), why=explain_queue_threshold(measurements, delays_s)
+    )
     objects = {
-        **_base(options, measurements, sizes, explanations, _bytes_of(repository)),
-        **_keda(options, measurements, sizes),
-        **_overlays(options, measurements, sizes, explanations),
+        **_base(options, measurements, sizes, threshold, explanations, _bytes_of(repository)),
+        **_keda(options, measurements, sizes, threshold),
+        **_overlays(options, measurements, sizes, threshold, explanations),
+        **_gpu_overlay(options, sizes, target),
         "prometheus-adapter.yaml": [scaling.adapter_values(options, measurements)],
     }
     texts = {path: _HEADER + _yaml(manifests) for path, manifests in objects.items()}
-    texts["README.md"] = guide(options, measurements, sizes)
+    texts["README.md"] = guide(options, measurements, sizes, threshold, target)
     texts["measurements.json"] = text_from_measurements(measurements)
     return {path: text.encode() for path, text in texts.items()}
 
@@ -55,6 +72,7 @@ def _base(
     options: KubernetesOptions,
     measurements: Measurements,
     sizes: Sizes,
+    threshold: scaling.Threshold,
     explanations: dict[str, str],
     repository_bytes: int,
 ) -> Files:
@@ -62,11 +80,17 @@ def _base(
     with_store = options.claim is None
     files: Files = {
         "deployment.yaml": [
-            deployment(options, sizes, explanations=explanations, repository_bytes=repository_bytes)
+            deployment(
+                options,
+                sizes,
+                measurements.target,
+                explanations=explanations,
+                repository_bytes=repository_bytes,
+            )
         ],
         "services.yaml": access.services(options),
         "serviceaccount.yaml": [access.service_account(options)],
-        "autoscaler.yaml": [scaling.autoscaler(options, sizes)],
+        "autoscaler.yaml": [scaling.autoscaler(options, sizes, threshold)],
         "disruptionbudget.yaml": [access.disruption_budget(options, pods)],
         "networkpolicy.yaml": [access.network_policy(options, pods, with_object_store=with_store)],
     }
@@ -77,7 +101,9 @@ def _base(
     }
 
 
-def _keda(options: KubernetesOptions, measurements: Measurements, sizes: Sizes) -> Files:
+def _keda(
+    options: KubernetesOptions, measurements: Measurements, sizes: Sizes, threshold: scaling.Threshold
+) -> Files:
     kustomization: dict[str, Json] = {
         "apiVersion": "kustomize.config.k8s.io/v1alpha1",
         "kind": "Component",
@@ -86,19 +112,23 @@ def _keda(options: KubernetesOptions, measurements: Measurements, sizes: Sizes) 
     }
     return {
         "components/keda/kustomization.yaml": [kustomization],
-        "components/keda/scaledobject.yaml": [scaling.scaled_object(options, measurements, sizes)],
+        "components/keda/scaledobject.yaml": [scaling.scaled_object(options, measurements, sizes, threshold)],
         "components/keda/without-autoscaler.yaml": [scaling.without_autoscaler(options)],
     }
 
 
 def _overlays(
-    options: KubernetesOptions, measurements: Measurements, sizes: Sizes, explanations: dict[str, str]
+    options: KubernetesOptions,
+    measurements: Measurements,
+    sizes: Sizes,
+    threshold: scaling.Threshold,
+    explanations: dict[str, str],
 ) -> Files:
     pods = kserve.service_labels(options)
     own: Files = {
-        "runtime.yaml": [kserve.serving_runtime(options, sizes)],
+        "runtime.yaml": [kserve.serving_runtime(options, sizes, measurements.target)],
         "inferenceservice.yaml": [
-            kserve.inference_service(options, measurements, sizes, explanations=explanations)
+            kserve.inference_service(options, measurements, sizes, threshold, explanations=explanations)
         ],
         "serviceaccount.yaml": [kserve.storage_account(options)],
         "disruptionbudget.yaml": [access.disruption_budget(options, pods)],
@@ -110,19 +140,32 @@ def _overlays(
         "overlays/cpu/kustomization.yaml": [
             _kustomization(resources=["../../base"], namespace=namespace, images=[_image(options.cpu_image)])
         ],
-        "overlays/gpu/kustomization.yaml": [
-            _kustomization(
-                resources=["../../base", "plan-cache.yaml"],
-                namespace=namespace,
-                images=[_image(options.gpu_image)],
-                patches=[{"path": "gpu.yaml"}],
-            )
-        ],
-        "overlays/gpu/gpu.yaml": [gpu.gpu_patch(options, sizes)],
-        "overlays/gpu/plan-cache.yaml": [gpu.cache_claim(options)],
         "overlays/kserve/kustomization.yaml": [_kustomization(resources=sorted(own), namespace=namespace)],
         **{f"overlays/kserve/{name}": manifests for name, manifests in own.items()},
     }
+
+
+def _gpu_overlay(options: KubernetesOptions, sizes: Sizes, target: str) -> Files:
+    """The patches of scalers name what they change by its kind: only one of the two scalers is there."""
+    claims: Files = {"plan-cache.yaml": [gpu.cache_claim(options)]} if options.plan_cache == "claim" else {}
+    kustomization = _kustomization(
+        resources=["../../base", *claims],
+        namespace=options.namespace,
+        images=[_image(options.gpu_image)],
+        patches=[
+            {"path": "gpu.yaml"},
+            {"path": "autoscaler.yaml", "target": {"kind": "HorizontalPodAutoscaler"}},
+            {"path": "scaledobject.yaml", "target": {"kind": "ScaledObject"}},
+        ],
+    )
+    files: Files = {
+        "kustomization.yaml": [kustomization],
+        "gpu.yaml": [gpu.gpu_patch(options, sizes, target)],
+        "autoscaler.yaml": [gpu.autoscaler_patch(options, sizes)],
+        "scaledobject.yaml": [gpu.scaled_object_patch(options, sizes)],
+        **claims,
+    }
+    return {f"overlays/gpu/{name}": manifests for name, manifests in files.items()}
 
 
 def _kustomization(
@@ -156,17 +199,22 @@ def _image(image: str) -> Json:
     return found
 
 
-def check_target(repository: Path, target: str | None) -> None:
-    """Raise DeployError where no model of the repository has a configuration for `target`."""
-    if target is None:
-        return
-    folders = model_folders(repository)
-    known = sorted({path.stem for folder in folders for path in folder.glob("configs/*.pbtxt")})
-    if target not in known:
+def check_built(repository: Path) -> None:
+    """Raise DeployError where a model has no files here, of which each pod's disk gets its size."""
+    from tritonsmith.repository.entry import read_config
+
+    without = [
+        folder.name
+        for folder in model_folders(repository)
+        if not any(path.is_file() for path in folder.glob("[0-9]*/**/*"))
+        and not read_config(repository, folder.name).HasField("ensemble_scheduling")
+    ]
+    if without:
         raise DeployError(
-            f"no model of {repository} has a configuration for the target {target!r}",
-            found=f"configurations for {', '.join(known)}" if known else "no <model>/configs/<target>.pbtxt",
-            fix="add [target.<name>] to the recipe and build, or leave --target out",
+            f"{repository} is not built here, so how large it is in the object store is not known",
+            found=f"no file in a version of {', '.join(without)}",
+            expected="the repository as the object store has it",
+            fix="build it here, then render again",
         )
 
 

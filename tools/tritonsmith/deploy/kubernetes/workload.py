@@ -24,7 +24,12 @@ _FETCH_MEMORY = "256Mi"
 
 
 def deployment(
-    options: KubernetesOptions, sizes: Sizes, *, explanations: dict[str, str], repository_bytes: int
+    options: KubernetesOptions,
+    sizes: Sizes,
+    target: str | None,
+    *,
+    explanations: dict[str, str],
+    repository_bytes: int,
 ) -> Manifest:
     """The HPA counts the replicas, so none are written here; it keeps its minimum without any metric too."""
     annotations = {f"tritonsmith/{name}": text for name, text in explanations.items()}
@@ -46,7 +51,7 @@ def deployment(
                     "securityContext": pod_security(),
                     "topologySpreadConstraints": topology_spread(options),
                     **_init_containers(options),
-                    "containers": [server_container(options, sizes)],
+                    "containers": [server_container(options, sizes, target, repository_bytes)],
                     "volumes": [
                         _models_volume(options, repository_bytes),
                         *credentials_volumes(options),
@@ -58,7 +63,9 @@ def deployment(
     }
 
 
-def server_container(options: KubernetesOptions, sizes: Sizes) -> dict[str, Json]:
+def server_container(
+    options: KubernetesOptions, sizes: Sizes, target: str | None, repository_bytes: int
+) -> dict[str, Json]:
     mount: dict[str, Json] = {"name": "models", "mountPath": MODELS, "readOnly": True}
     if options.claim_path:
         mount["subPath"] = options.claim_path
@@ -67,13 +74,13 @@ def server_container(options: KubernetesOptions, sizes: Sizes) -> dict[str, Json
         "image": IMAGE,
         "imagePullPolicy": "IfNotPresent",
         "args": server_arguments(sizes),
-        "env": [shm_variable(sizes)],
+        "env": server_environment(sizes, target),
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT},
             {"name": "grpc", "containerPort": GRPC_PORT},
             {"name": "metrics", "containerPort": METRICS_PORT},
         ],
-        "resources": resources(sizes),
+        "resources": _with_disk(resources(sizes), options, repository_bytes),
         **probes(sizes),
         "lifecycle": drain(sizes),
         "securityContext": container_security(),
@@ -92,12 +99,18 @@ def server_arguments(sizes: Sizes) -> list[Json]:
     ]
 
 
-def shm_variable(sizes: Sizes) -> dict[str, Json]:
-    """The least that entrypoint.sh accepts: a cluster that ignores the volume's size is found out at once."""
-    return {"name": "TRITONSMITH_SHM_MIB", "value": str(sizes.shm_bytes // MIB)}
+def server_environment(sizes: Sizes, target: str | None) -> list[Json]:
+    """The least /dev/shm that entrypoint.sh accepts, and the target that was measured.
+
+    A cluster that ignores the size of the volume at /dev/shm is found out at once.
+    """
+    env: list[Json] = [{"name": "TRITONSMITH_SHM_MIB", "value": str(sizes.shm_bytes // MIB)}]
+    if target:
+        env.append({"name": "TRITONSMITH_TARGET", "value": target})
+    return env
 
 
-def resources(sizes: Sizes) -> dict[str, Json]:
+def resources(sizes: Sizes) -> dict[str, dict[str, Json]]:
     """Memory is asked for in full: a node that is short of it kills, it does not slow down."""
     memory = mebibytes(sizes.memory_bytes)
     return {
@@ -193,9 +206,22 @@ def _models_volume(options: KubernetesOptions, repository_bytes: int) -> dict[st
     if options.claim:
         claim: dict[str, Json] = {"claimName": options.claim, "readOnly": True}
         return {"name": "models", "persistentVolumeClaim": claim}
-    # Twice the repository as it is now: the next version's files have room.
-    limit = max(1, -(-2 * repository_bytes // MIB)) * MIB
-    return {"name": "models", "emptyDir": {"sizeLimit": mebibytes(limit)}}
+    return {"name": "models", "emptyDir": {"sizeLimit": mebibytes(_disk_bytes_for(repository_bytes))}}
+
+
+def _disk_bytes_for(repository_bytes: int) -> int:
+    """Twice the repository as it is now: the next version's files have room."""
+    return max(1, -(-2 * repository_bytes // MIB)) * MIB
+
+
+def _with_disk(
+    found: dict[str, dict[str, Json]], options: KubernetesOptions, repository_bytes: int
+) -> dict[str, Json]:
+    """A copy of the repository needs a node with so much free disk; a claim brings its own."""
+    if options.claim:
+        return {**found}
+    disk: dict[str, Json] = {"ephemeral-storage": mebibytes(_disk_bytes_for(repository_bytes))}
+    return {**found, "requests": {**found["requests"], **disk}}
 
 
 def _init_containers(options: KubernetesOptions) -> dict[str, Json]:
@@ -210,9 +236,10 @@ def _init_containers(options: KubernetesOptions) -> dict[str, Json]:
         "RCLONE_CONFIG_STORE_TYPE": "s3",
         "RCLONE_CONFIG_STORE_PROVIDER": "Other" if options.object_store_endpoint else "AWS",
         "RCLONE_CONFIG_STORE_ENV_AUTH": "true",
-        "AWS_SHARED_CREDENTIALS_FILE": f"{CREDENTIALS}/credentials",
         "XDG_CONFIG_HOME": "/tmp",  # noqa: S108 - a tmpfs of the pod
     }
+    if options.object_store_secret:
+        settings["AWS_SHARED_CREDENTIALS_FILE"] = f"{CREDENTIALS}/credentials"
     if options.object_store_endpoint:
         settings["RCLONE_CONFIG_STORE_ENDPOINT"] = options.object_store_endpoint
     env: list[Json] = [{"name": name, "value": value} for name, value in settings.items()]
@@ -230,15 +257,24 @@ def _init_containers(options: KubernetesOptions) -> dict[str, Json]:
         "volumeMounts": [
             {"name": "models", "mountPath": MODELS},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "object-store", "mountPath": CREDENTIALS, "readOnly": True},
+            *_credentials_mounts(options),
         ],
     }
     return {"initContainers": [container]}
 
 
+def _credentials_mounts(options: KubernetesOptions) -> list[Json]:
+    if not options.object_store_secret:
+        return []
+    return [{"name": "object-store", "mountPath": CREDENTIALS, "readOnly": True}]
+
+
 def credentials_volumes(options: KubernetesOptions) -> list[Json]:
-    """The Secret with the key `credentials`, a file as the AWS tools write it; never its content."""
-    if options.claim:
+    """The Secret with the key `credentials`, a file as the AWS tools write it; never its content.
+
+    Without a Secret, the pods' own identity is what the object store knows.
+    """
+    if options.claim or not options.object_store_secret:
         return []
     secret: dict[str, Json] = {"secretName": options.object_store_secret, "defaultMode": 0o440}
     return [{"name": "object-store", "secret": secret}]
