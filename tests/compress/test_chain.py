@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +107,29 @@ def test_a_step_that_fails_leaves_its_checkpoint_and_no_result(tmp_path: Path, t
     assert artifact.path.read_bytes() == teacher.path.read_bytes()
     assert list(store.glob("*/work")) == []
     assert keep_artifact(store, "x", fail) == (artifact, True)
+
+
+def test_two_at_once_make_it_once(tmp_path: Path, teacher: Artifact) -> None:
+    began, go_on, lines = threading.Event(), threading.Event(), list[str]()
+
+    def make(out: Path, checkpoint: Path) -> Artifact:
+        began.set()
+        assert go_on.wait(20)
+        out.write_bytes(teacher.path.read_bytes())
+        return replace(teacher, path=out)
+
+    def keep() -> tuple[Artifact, bool]:
+        return keep_artifact(tmp_path / "own", "x", make, say=lines.append)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(keep)
+        assert began.wait(20)
+        second = pool.submit(keep)
+        while not lines:
+            time.sleep(0.01)
+        assert lines == ["another tritonsmith is at work on the same model; waiting for it"]
+        go_on.set()
+        assert (first.result(20)[1], second.result(20)[1]) == (False, True)
 
 
 def test_a_damaged_result_is_named(tmp_path: Path, material: Material) -> None:
