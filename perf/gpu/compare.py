@@ -120,10 +120,16 @@ class Bench:
 
     def _build(self, model: str, precision: str) -> None:
         say(f"plan {model} {precision}")
+        if 1 - self.left_s() / (self.options.minutes * 60) > PREPARE_SHARE:
+            reason = f"not built within {PREPARE_SHARE:.0%} of {self.options.minutes} minutes"
+            self.plans[model, precision] = {"model": model, "precision": precision, "failed": reason}
+            return
         try:
             plan = self.ask("tensorrt", "build", model=model, precision=precision)
         except WorkerError as error:
             plan = {"failed": str(error)}
+            if self.workers["tensorrt"].ended:  # by its time-out: what was built before is on disk
+                self._start("tensorrt", os.environ)
         self.plans[model, precision] = {"model": model, "precision": precision, **plan}
         if "failed" not in plan:
             for batch in ALSO_COMPARED:

@@ -67,6 +67,10 @@ class Worker:
                 line += block
         return line
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the process."""
         self._process.kill()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from tritonsmith.compression import CompressRequest, compress
 from tritonsmith.engines import open_session
 from tritonsmith.ingest import convert
 from tritonsmith.ingest.source import ConvertOptions
+from tritonsmith.targets.shape_nodes import copy_with_whole_shapes
 
 OPSET = 17
 ROWS = 128  # the largest batch
@@ -128,9 +128,11 @@ def tokenize(count: int) -> Arrays:
 def lay_out_model(model: Model, folder: Path, say: Say) -> None:
     """The three precisions, the reference, and model.json."""
     folder.mkdir(parents=True)
-    fp32 = convert(model.source, folder / "fp32.onnx", ConvertOptions(opset=OPSET, allow_code=True), say=say)
     workspace = WORKSPACE / model.name
     workspace.mkdir(parents=True, exist_ok=True)
+    options = ConvertOptions(opset=OPSET, allow_code=True)
+    fp32 = convert(model.source, workspace / "fp32.onnx", options, force=True, say=say)
+    copy_with_whole_shapes(fp32.path, folder / "fp32.onnx")
     calibration = workspace / "calibration.npz"
     np.savez(calibration, **model.calibration)
     measured: dict[str, Any] = {}
@@ -146,8 +148,8 @@ def lay_out_model(model: Model, folder: Path, say: Say) -> None:
         made = compress(request, say=say).artifact
         check_opset(made.path)
         measured[precision] = dict(made.steps[-1].measured)
-        shutil.copyfile(made.path, folder / f"{precision}.onnx")
-    answers = answer(fp32.path, model.rows)
+        copy_with_whole_shapes(made.path, folder / f"{precision}.onnx")
+    answers = answer(folder / "fp32.onnx", model.rows)
     arrays = {f"input.{name}": array for name, array in model.rows.items()}
     np.savez(
         folder / "reference.npz", **arrays, **{f"output.{name}": array for name, array in answers.items()}
@@ -156,8 +158,8 @@ def lay_out_model(model: Model, folder: Path, say: Say) -> None:
         measured[precision]["agreement_onnxruntime_cpu"] = agreement(
             answers, answer(folder / f"{precision}.onnx", model.rows)
         )
-    graph = onnx.load(str(fp32.path))
-    places = dict(find_places(fp32.path, model.weights_from(graph)))
+    graph = onnx.load(str(folder / "fp32.onnx"))
+    places = dict(find_places(folder / "fp32.onnx", model.weights_from(graph)))
     write_description(model, fp32, folder, measured, places)
 
 

@@ -59,6 +59,7 @@ def environment_of(folders: Mapping[str, Path], code: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(str(path) for path in libraries if str(path)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "TRITONSMITH_GPU_MODELS": str(folders["models"]),
+        "TRITONSMITH_GPU_TIMING": str(state_folder() / "plans" / "timing"),
     }
 
 

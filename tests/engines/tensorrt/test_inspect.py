@@ -123,3 +123,22 @@ def test_what_is_no_report_is_refused(text: str) -> None:
 )
 def test_precisions_in_words(text: str, precision: str) -> None:
     assert precision_from_format(text) == precision
+
+
+def test_indices_are_no_precision_and_whole_blocks_do_not_say_theirs() -> None:
+    """A gather is led by its int32 indices; Myelin's block of a transformer by its token ids."""
+    ids, words = {"Name": "ids", "Format/Datatype": "Row major linear INT32"}, "Row major linear FP16 format"
+    gather = {
+        "Name": "embed",
+        "LayerType": "Gather",
+        "Inputs": [ids],
+        "Outputs": [{"Name": "e", "Format/Datatype": words}],
+    }
+    block = {
+        "Name": "{ForeignNode[...]}",
+        "LayerType": "Myelin",
+        "Inputs": [ids],
+        "Outputs": gather["Outputs"],
+    }
+    layers = layers_from_json(json.dumps({"Layers": [gather, block]}))
+    assert [layer.precision for layer in layers] == ["fp16", "unknown"]

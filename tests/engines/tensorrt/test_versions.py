@@ -141,3 +141,7 @@ def test_without_the_package_the_reason_names_it() -> None:
     code = "import sys; sys.modules['tensorrt'] = sys.modules['tensorrt_bindings'] = None\n" + WHY
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the Python package 'tensorrt' is not installed" in done.stdout
+
+
+def test_a_wheel_packed_again_is_the_same_tensorrt() -> None:
+    assert number_from_version("10.14.1.48.post1") == (10, 14, 1, 48)

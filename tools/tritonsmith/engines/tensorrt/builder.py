@@ -127,8 +127,11 @@ def _add_profiles(
 ) -> None:
     for number, wanted in enumerate(options.profiles):
         profile = builder.create_optimization_profile()
-        for spec in inputs:
-            profile.set_shape(spec.name, *shapes_from_profile(wanted, spec))
+        try:
+            for spec in inputs:
+                profile.set_shape(spec.name, *shapes_from_profile(wanted, spec))
+        except RuntimeError as error:
+            raise PlanError(f"TensorRT refuses optimization profile {number}", found=error) from error
         if config.add_optimization_profile(profile) != number:
             raise PlanError(f"TensorRT refuses optimization profile {number}", found=dict(wanted.axes))
 

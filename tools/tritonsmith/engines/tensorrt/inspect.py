@@ -49,9 +49,15 @@ class PlanLayer:
 
     @property
     def precision(self) -> str:
-        """What it computes in: its first input's precision (weights alone may be smaller), or "unknown"."""
+        """What it computes in: its first numeric input's (weights alone may be smaller), or "unknown".
+
+        Myelin compiles whole blocks, transformers above all, and does not say what it computes them in.
+        """
+        if self.kind == "Myelin":
+            return UNKNOWN
         known = [p for p in (*self.inputs, *self.outputs, self.weights or UNKNOWN) if p != UNKNOWN]
-        return known[0] if known else UNKNOWN
+        numeric = [p for p in known if p not in ("bool", "int32", "int64", "uint8")]
+        return next(iter(numeric or known), UNKNOWN)
 
     @property
     def multiplies(self) -> bool:

@@ -38,8 +38,10 @@ class PlanSession:
                 fix="a plan without its weights is opened with the ONNX file that it was built from",
             )
         self._stream = cuda.make_stream()
-        if not self._context.set_optimization_profile_async(profile, self._stream):
-            raise PlanError(f"{path} has no usable profile {profile}")
+        try:
+            self._context.set_optimization_profile_async(profile, self._stream)
+        except RuntimeError as error:
+            raise PlanError(f"{path} has no usable profile {profile}", found=error) from error
         cuda.wait(self._stream)
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def number_from_version(version: str) -> tuple[int, ...]:
     Raises:
         PlanError: not a version of at least two numbers.
     """
-    parts = version.split(".")
+    parts = re.sub(r"\.post\d+$", "", version).split(".")  # a wheel packed again, not another TensorRT
     if len(parts) < 2 or not all(part.isdigit() for part in parts):
         raise PlanError(
             "not a version of TensorRT", found=repr(version), expected="numbers with dots, as 10.16.1.11"
