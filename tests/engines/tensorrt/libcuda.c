@@ -5,7 +5,7 @@
 #include <time.h>
 
 static int allocations;
-static int contexts;
+static int contexts; /* current ones of the thread */
 static long captures; /* -1 while a stream is captured */
 
 static const char *gpus(void) { const char *count = getenv("STAND_IN_GPUS"); return count ? count : "1"; }
@@ -24,10 +24,9 @@ int cuDriverGetVersion(int *version) { *version = 13010; return 0; }
 int cuGetErrorName(int code, const char **text) { *text = code == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR"; return 0; }
 int cuGetErrorString(int code, const char **text) { *text = code == 100 ? "no CUDA-capable device" : "an error"; return 0; }
 
-int cuDevicePrimaryCtxRetain(void **context, int device) { (void)device; *context = &contexts; contexts++; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { (void)device; contexts--; return 0; }
-int cuCtxPushCurrent_v2(void *context) { return context == &contexts ? 0 : 201; }
-int cuCtxPopCurrent_v2(void **context) { *context = &contexts; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { (void)device; *context = &contexts; return 0; }
+int cuCtxPushCurrent_v2(void *context) { contexts++; return context == &contexts ? 0 : 201; }
+int cuCtxPopCurrent_v2(void **context) { contexts--; *context = &contexts; return 0; }
 
 int cuMemAlloc_v2(unsigned long long *address, size_t bytes) {
   if (bytes == 0) return 1;

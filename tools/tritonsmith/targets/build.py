@@ -29,6 +29,7 @@ from tritonsmith.targets.config import config_for_target, with_plans
 from tritonsmith.targets.order import FLOATING, PlanCandidate, PlanOrder
 from tritonsmith.targets.order_file import json_from_facts, order_name, signed, text_from_order
 from tritonsmith.targets.request import TargetRequest
+from tritonsmith.targets.shape_nodes import copy_with_whole_shapes
 
 if TYPE_CHECKING:
     from tritonsmith.targets.choose import ChosenPlan
@@ -119,7 +120,7 @@ def build_target(
     files: dict[str, Path] = {}
     for candidate in passing:
         assert candidate.artifact is not None  # noqa: S101 - only what was made passes
-        copy = onnx_model.copy_renamed(candidate.artifact.path, folder / names[candidate.name])
+        copy = copy_with_whole_shapes(candidate.artifact.path, folder / names[candidate.name])
         files |= {file.name: file for file in onnx_model.model_files(copy)}
     order = _order(request, source, passing, names, folder, config.max_batch_size, plan)
     files[order_name(request.name)] = folder / order_name(request.name)

@@ -134,15 +134,14 @@ def open_cuda(index: int = 0) -> Iterator[Cuda]:
     library, handle = _open_device(index)
     cuda = Cuda(library, index)
     context = HANDLE()
+    # Kept until the process ends: objects of TensorRT may be destroyed later than the caller's block, and the
+    # last release would take their context away.
     cuda.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), INDEX(handle))
+    cuda.call("cuCtxPushCurrent_v2", context)
     try:
-        cuda.call("cuCtxPushCurrent_v2", context)
-        try:
-            yield cuda
-        finally:
-            cuda.call("cuCtxPopCurrent_v2", ctypes.byref(HANDLE()))
+        yield cuda
     finally:
-        cuda.call("cuDevicePrimaryCtxRelease_v2", INDEX(handle))
+        cuda.call("cuCtxPopCurrent_v2", ctypes.byref(HANDLE()))
 
 
 def describe_device(index: int = 0) -> Device:
