@@ -1,4 +1,5 @@
-#!/usr/bin/env bash
+#!/bin/bash -p
+# -p: NVIDIA's images name a start-up file for every bash, which takes seconds; a health check has five.
 # Checks what a container was given, then becomes tritonserver. Arguments are passed to tritonserver, after its flags.
 #
 #   TRITONSMITH_MODELS           where the repository is mounted; left out: /models (KServe has its own place)
@@ -94,6 +95,11 @@ uses_rate_limiter() {
     grep -qsE '^[^#]*\<rate_limiter\>' "$1"/*/config.pbtxt "$1"/*/configs/*.pbtxt
 }
 
+# Triton loads a version-compatible plan only where that is allowed: such a plan brings code of its own along.
+wants_compatible_plans() {
+    grep -qsE '"version_compatible": *true' "$MODELS"/*/*/"$TRITONSMITH_TARGET.order.json"
+}
+
 serve() {
     local key repository=$MODELS
     local -a flags
@@ -105,6 +111,9 @@ serve() {
     mapfile -t flags <"$TRITONSMITH_FLAGS"
     if [[ -n ${TRITONSMITH_TARGET:-} ]]; then
         flags+=("--model-config-name=$TRITONSMITH_TARGET")
+        if wants_compatible_plans; then
+            flags+=(--backend-config=tensorrt,version-compatible=true)
+        fi
         if [[ ${TRITONSMITH_PLANS:-} == 1 ]]; then
             repository=$VIEW
             tritonsmith plans "$MODELS" --target "$TRITONSMITH_TARGET" --cache "$PLAN_CACHE" --view "$repository" &
