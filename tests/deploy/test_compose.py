@@ -126,7 +126,7 @@ def test_head_names_every_derived_setting(rendered: dict[str, str]) -> None:
         assert all(line.startswith("#") for line in head.splitlines())
         for setting in ("shm_size", "mem_limit", "cpus", "stop_grace_period", "start_period"):
             assert f"#   {setting}: " in head
-        assert ("4096MiB beside what CPUs need" in " ".join(head.replace("#", "").split())) == (
+        assert ("4096Mi beside what CPUs need" in " ".join(head.replace("#", "").split())) == (
             name == "compose.yaml"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,24 @@ def test_a_rendered_folder_is_replaced_whole(rendered: Path) -> None:
     write_folder(rendered, {"three": "3"}, force=True)
     assert sorted(path.name for path in rendered.rglob("*")) == [MARK, "three"]
     assert [path.name for path in rendered.parent.iterdir()] == ["out"]  # nothing is left beside it
+
+
+def test_a_folder_that_is_replaced_is_never_gone(rendered: Path) -> None:
+    missed, done = [], threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            if not rendered.exists():
+                missed.append(True)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    for number in range(100):
+        write_folder(rendered, {"three": str(number)}, force=True)
+    done.set()
+    thread.join()
+    assert (rendered / "three").read_text() == "99"
+    assert not missed
 
 
 @pytest.mark.parametrize("own", ["thesis.txt", "base/notes/thesis.txt"])

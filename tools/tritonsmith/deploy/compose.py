@@ -180,7 +180,7 @@ def _header(role: Role, repository: Path, measurements: Measurements, sizes: Siz
         *_origin(repository, measurements).splitlines(),
     ]
     if role == "gpu":
-        memory = f"{math.ceil(sizes.gpu_memory_bytes / MIB)}Mi: {GPU_HOST.value:g}MiB beside what CPUs need"
+        memory = f"{math.ceil(sizes.gpu_memory_bytes / MIB)}Mi: {GPU_HOST.value:g}Mi beside what CPUs need"
         settings["mem_limit"] = f"{memory} ({why['memory']}). {GPU_HOST.why}"
         lines += [
             "# It was measured on CPUs: on GPUs, the time to stop may be another, and so may mem_limit."

@@ -259,15 +259,16 @@ def queue_threshold_for(measurements: Measurements, delays_s: Mapping[str, float
 
 
 def explain_queue_threshold(measurements: Measurements, delays_s: Mapping[str, float]) -> str:
-    text = f"{queue_threshold_for(measurements, delays_s):g}: {QUEUE_OVER_COMPUTE.value:g}"
+    """The threshold, and in brackets the waits that it comes from."""
+    text = f"{queue_threshold_for(measurements, delays_s):g}"
     waits = [
         f"{model.name} waits {delays_s[model.name]:g} s for a batch that takes {model.compute_s:g} s"
         for model in measurements.models
         if model.name in delays_s and model.compute_s
     ]
-    return (
-        f"{text}, and the largest of: {'; '.join(waits)}" if waits else f"{text}, no model waits for batches"
-    )
+    if not waits:
+        return f"{text} (no model waits for batches)"
+    return f"{text} ({QUEUE_OVER_COMPUTE.value:g}, and the longest wait over work: {'; '.join(waits)})"
 
 
 def largest_compute_s(measurements: Measurements) -> float:

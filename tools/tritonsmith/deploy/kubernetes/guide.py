@@ -57,8 +57,8 @@ Rendered by `tritonsmith deploy kubernetes`. Nothing here holds a secret. Choose
 
    Without that metric the HPA keeps {options.min_replicas} replicas and says so in its events. It is a rate
    over {WINDOW}, which holds several scrapes at an interval of a minute, Prometheus' own default: at less
-   than two scrapes a window there is no rate. Scale-up is about as late as that.
-   Replicas are added above {threshold.why}.
+   than two scrapes a window there is no rate. Scale-up is about as late as that. Replicas are added above
+   {threshold.why}.
    The executions of GPUs are shorter than the measured ones: where models wait for batches there, set more.
 {_gpu_steps(options)}{_kserve_step(options)}
 ## Start
@@ -152,11 +152,11 @@ def _gpu_steps(options: KubernetesOptions) -> str:
 """
     chosen = f"`{options.storage_class}`" if options.storage_class else "the cluster's default"
     return f"""6. For `overlays/gpu`: plans are built once into the claim `{options.name}-plan-cache`,
-   which all pods share. Its storage class, {chosen}, must give ReadWriteMany: NFS, CephFS, EFS, Filestore and Azure
-   Files do. Block volumes (EBS, Persistent Disk, Azure Disk) do not: the claim then stays Pending, and so do
-   the pods. `--storage-class NAME` names another. Pods write as user and group 10001 (fsGroup); NFS and EFS
-   ignore fsGroup, so that there the volume's root must belong to 10001 already (an access point of EFS says
-   so).
+   which all pods share. Its storage class, {chosen}, must give ReadWriteMany: NFS, CephFS, EFS,
+   Filestore and Azure Files do. Block volumes (EBS, Persistent Disk, Azure Disk) do not: the claim then stays
+   Pending, and so do the pods. `--storage-class NAME` names another. Pods write as user and group 10001
+   (fsGroup); NFS and EFS ignore fsGroup, so that there the volume's root must belong to 10001 already (an
+   access point of EFS says so).
 """
 
 
@@ -166,8 +166,8 @@ def _kserve_step(options: KubernetesOptions) -> str:
         return ""
     url = urlsplit(options.object_store_endpoint or "https://s3.amazonaws.com")
     secret = options.object_store_secret
-    return f"""7. For `overlays/kserve`: KServe's own storage initializer copies the repository. In the place of
-   the Secret above it wants one with its own keys, and where the store is as annotations:
+    return f"""7. For `overlays/kserve`: KServe's own storage initializer copies the repository. In the place
+   of the Secret above it wants one with its own keys, and where the store is as annotations:
 
        kubectl -n {options.namespace} create secret generic {secret} \\
          --from-literal=AWS_ACCESS_KEY_ID=... --from-literal=AWS_SECRET_ACCESS_KEY=...
