@@ -53,6 +53,7 @@ def test_wrong_options(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError) as caught:
         KubernetesOptions(**options)
     assert said in str(caught.value)
+    assert "secret@" not in str(caught.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,6 +129,7 @@ def test_file_round_trip_and_its_damages(measured: Measurements, tmp_path: Path)
         ({"unknown": 1}, "unknown"),
         ({"stop_s": float("nan")}, "NaN"),
         ({"stop_s": float("inf")}, "Infinity"),
+        ({"peak_bytes": 10**400}, "peak_bytes"),
         ({"models": [{"name": "a"}]}, "missing or unknown"),
     ):
         file.write_text(json.dumps(whole | damage))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from tritonsmith.files import write_text_atomically
 from tritonsmith.manifest import MANIFEST_NAME, read_manifest
 
 CONFIG_NAME = "config.pbtxt"
+_TOO_MUCH = 1 << 63  # of bytes, seconds or anything; what is not below it is no number either
 _OPTIONAL = {"target", "load_s", "compute_s"}
 
 
@@ -153,7 +153,7 @@ def _checked(kind: type[Any], record: Mapping[str, Any]) -> dict[str, Any]:
         known = accepted.get(types[name])
         if known is not None and (not isinstance(value, known) or isinstance(value, bool)):
             raise TypeError(f"{name} is {value!r}")
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
+        if isinstance(value, int | float) and not 0 <= value < _TOO_MUCH:
             raise ValueError(f"{name} is {value!r}")
         if known is None and not isinstance(value, dict | tuple):
             raise TypeError(f"{name} is {value!r}")

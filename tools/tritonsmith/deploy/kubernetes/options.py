@@ -138,7 +138,8 @@ def _check_url(what: str, url: str) -> None:
     except ValueError:  # a port that is none, a bracket without its other
         usable = False
     if not usable:
-        raise UsageError(f"{what} cannot be used", found=url, expected="http[s]://HOST[:PORT][/PATH]")
+        shown = re.sub(r"//[^/]*@", "//...@", url)  # a password is not for a log
+        raise UsageError(f"{what} cannot be used", found=shown, expected="http[s]://HOST[:PORT][/PATH]")
 
 
 def _check(what: str, value: str | None, pattern: re.Pattern[str], expected: str) -> None:
