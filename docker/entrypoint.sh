@@ -112,7 +112,7 @@ serve() {
     if [[ -n ${TRITONSMITH_TARGET:-} ]]; then
         flags+=("--model-config-name=$TRITONSMITH_TARGET")
         if wants_compatible_plans; then
-            flags+=(--backend-config=tensorrt,version-compatible=true)
+            flags+=("--backend-config=tensorrt,version-compatible=true")
         fi
         if [[ ${TRITONSMITH_PLANS:-} == 1 ]]; then
             repository=$VIEW
