@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,21 +169,26 @@ def test_benchmark_refuses_without_a_gpu(tmp_path: Path) -> None:
     assert not (tmp_path / "gpu.json").exists()
 
 
-def test_a_run_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_with_measurers(folder: Path) -> Any:
+    """The result of a whole run, with MEASURERS in place of the processes that measure."""
     for name in ("resnet50", "minilm"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         description = {"opset": 17, "files": {}, "int8_step": {}, "measured": {}, "weights": {}}
-        (tmp_path / name / "model.json").write_text(json.dumps(description))
-    monkeypatch.setattr(compare, "BATCHES", (1, 8))
-    out = tmp_path / "gpu.json"
-    options = argparse.Namespace(models=tmp_path, plans=tmp_path, out=out, minutes=5.0)
+        (folder / name / "model.json").write_text(json.dumps(description))
+    out = folder / "gpu.json"
+    options = argparse.Namespace(models=folder, plans=folder, out=out, minutes=5.0)
     command = [sys.executable, "-c", MEASURERS, str(BENCH)]
     run = Bench(options, dict.fromkeys(("tensorrt", "pytorch", COMPILING), command))
     try:
         run.run()
     finally:
         run.close()
-    result = json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+def test_a_run_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "BATCHES", (1, 8))
+    result = run_with_measurers(tmp_path)
     assert (result["complete"], result["rounds"], result["gpu"]["gpu"]) == (True, 5, "NVIDIA Paper 1")
     assert len(result["rows"]) == 2 * 2 * 12
     rows = {
@@ -205,20 +211,7 @@ def test_a_run_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_run_that_ends_early_says_what_it_did_not_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("resnet50", "minilm"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.json").write_text(
-            '{"opset": 17, "files": {}, "int8_step": {}, "measured": {}}'
-        )
     monkeypatch.setattr(compare, "PREPARE_SHARE", 0.0)
-    out = tmp_path / "gpu.json"
-    options = argparse.Namespace(models=tmp_path, plans=tmp_path, out=out, minutes=5.0)
-    command = [sys.executable, "-c", MEASURERS, str(BENCH)]
-    run = Bench(options, dict.fromkeys(("tensorrt", "pytorch", COMPILING), command))
-    try:
-        run.run()
-    finally:
-        run.close()
-    result = json.loads(out.read_text())
+    result = run_with_measurers(tmp_path)
     reasons = {row["unmeasured"] for row in result["rows"]}
     assert reasons == {"not compiled within 0% of 5.0 minutes", "not built within 0% of 5.0 minutes"}

@@ -77,12 +77,12 @@ class Difference:
 
     output: str
     case: Case
-    worst: float | None
-    relative: float | None
-    cosine: float | None
-    same: float | None
     values_count: int
-    refusal: str | None
+    worst: float | None = None
+    relative: float | None = None
+    cosine: float | None = None
+    same: float | None = None
+    refusal: str | None = None
 
     def json(self) -> dict[str, Json]:
         return {
@@ -188,9 +188,6 @@ def _compare(
         return Difference(
             output=spec.name,
             case=case,
-            worst=None,
-            relative=None,
-            cosine=None,
             same=share,
             values_count=found.size,
             refusal=refusal if few else None,
@@ -234,7 +231,6 @@ def _compare_floats(
         worst=worst,
         relative=relative,
         cosine=cosine,
-        same=None,
         values_count=int(told.sum()),
         refusal=f"{place}: {'; '.join(reasons)}" if reasons else None,
     )
@@ -259,13 +255,4 @@ def _cosine(have: NDArray[Any], want: NDArray[Any]) -> float:
 
 
 def _refused(case: Case, spec: TensorSpec, reason: str) -> Difference:
-    return Difference(
-        output=spec.name,
-        case=case,
-        worst=None,
-        relative=None,
-        cosine=None,
-        same=None,
-        values_count=0,
-        refusal=reason,
-    )
+    return Difference(output=spec.name, case=case, values_count=0, refusal=reason)
